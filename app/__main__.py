@@ -1,0 +1,106 @@
+"""Command line: `python -m app demo | serve | sandbox | migrate`."""
+
+import argparse
+import asyncio
+import math
+import sys
+
+from pydantic import ValidationError
+
+from app.settings import Settings
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+SANDBOX_PORT = 8100
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and give the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        result: int = options.run(options)
+    except KeyboardInterrupt:
+        return 130
+    except ValidationError as error:
+        reasons = "; ".join(
+            f"{'.'.join(map(str, each['loc'])).upper() or 'settings'}: {each['msg']}" for each in error.errors()
+        )
+        print(f"Cannot start, the settings are not usable: {reasons}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"Cannot start: {error}", file=sys.stderr)
+        return 2
+    return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m app", description="A self-hosted AI voice backend on DashScope.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="sandbox and backend together: speak a first sentence without an account")
+    _add_address(demo, DEFAULT_PORT)
+    demo.add_argument(
+        "--sandbox-port", type=int, default=SANDBOX_PORT, help="port of the sandbox (default %(default)s)"
+    )
+    demo.set_defaults(run=_demo)
+
+    serve = commands.add_parser("serve", help="the backend, configured by environment and .env")
+    _add_address(serve, DEFAULT_PORT)
+    serve.set_defaults(run=_serve)
+
+    sandbox = commands.add_parser("sandbox", help="a local stand-in of DashScope and OSS")
+    _add_address(sandbox, SANDBOX_PORT)
+    sandbox.add_argument("--realtime", action="store_true", help="send audio as fast as it plays")
+    sandbox.set_defaults(run=_sandbox)
+
+    migrate = commands.add_parser("migrate", help="bring the database of DATABASE_URL to a revision")
+    migrate.add_argument("revision", nargs="?", default="head", help="default: head; also base, or -1 for one back")
+    migrate.set_defaults(run=_migrate)
+    return parser
+
+
+def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
+    parser.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default %(default)s)")
+    parser.add_argument("--port", type=int, default=port, help="port to listen on (default %(default)s)")
+
+
+def _serve(options: argparse.Namespace) -> int:
+    import uvicorn
+
+    settings = Settings()
+    uvicorn.run(
+        "app.main:create_app",
+        factory=True,
+        host=options.host,
+        port=options.port,
+        workers=settings.workers,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+    )
+    return 0
+
+
+def _sandbox(options: argparse.Namespace) -> int:
+    from app.sandbox import SandboxOptions, serve
+
+    serve(SandboxOptions(realtime=options.realtime), options.host, options.port)
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from app.demo import run_demo
+
+    return asyncio.run(run_demo(options.host, options.port, options.sandbox_port))
+
+
+def _migrate(options: argparse.Namespace) -> int:
+    from app.database import migrate
+
+    asyncio.run(migrate(Settings().database_url, options.revision))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

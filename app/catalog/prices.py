@@ -1,0 +1,57 @@
+"""Prices, and the counting of characters that they are applied to."""
+
+import re
+from decimal import Decimal
+from importlib.resources import files
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+CHARACTERS_PER_PRICE = 10_000
+MAX_PRICE_DECIMALS = 8  # so that the price of one character has at most 12
+
+# Unified Han with its extensions and compatibility forms, and the iteration and zero marks written with them.
+_HAN = re.compile(
+    "[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0002a6df\U0002a700-\U0002ebef\U0002ebf0-\U0002ee5f\U0002f800-\U0002fa1f\U00030000-\U000323af]"
+)
+_TAG = re.compile(r"<[^<>]*>")
+
+
+class PriceList(BaseModel):
+    """What the operator's users pay. `per_10k_characters` maps a speech model to its price."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    currency: str = Field(pattern="^[A-Z]{3}$")
+    per_10k_characters: dict[str, Decimal]
+
+    @field_validator("per_10k_characters")
+    @classmethod
+    def _exact_prices(cls, prices: dict[str, Decimal]) -> dict[str, Decimal]:
+        for model, price in prices.items():
+            exponent = price.as_tuple().exponent
+            if not isinstance(exponent, int) or price < 0 or exponent < -MAX_PRICE_DECIMALS:
+                raise ValueError(f"the price of {model} must be ≥ 0 with at most {MAX_PRICE_DECIMALS} decimals")
+        return prices
+
+    def per_character(self, model_id: str) -> Decimal:
+        """The exact price of one character. Raises KeyError for a model without price."""
+        return self.per_10k_characters[model_id] / CHARACTERS_PER_PRICE
+
+
+def load_prices(replacement: Path | None = None) -> PriceList:
+    """Read the price list, or the operator's replacement for it. Raises ValueError or OSError with the reason."""
+    source = replacement or files(__package__).joinpath("prices.json")
+    prices = PriceList.model_validate_json(source.read_bytes())
+    shipped = PriceList.model_validate_json(files(__package__).joinpath("prices.json").read_bytes())
+    missing = shipped.per_10k_characters.keys() - prices.per_10k_characters.keys()
+    if missing:
+        raise ValueError(f"no price for {', '.join(sorted(missing))}")
+    return prices
+
+
+def count_characters(text: str, *, ssml: bool = False) -> int:
+    """Count as the provider bills: a Han character is 2, everything else 1, SSML tags nothing (PROTOCOL §1.8)."""
+    spoken = _TAG.sub("", text) if ssml else text
+    return len(spoken) + len(_HAN.findall(spoken))

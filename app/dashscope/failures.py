@@ -1,0 +1,95 @@
+"""What a provider error means to our client, and whether asking again is harmless (DESIGN §5, PROTOCOL §11)."""
+
+import re
+
+from app.errors import (
+    AppError,
+    AudioTooLong,
+    ConnectionLost,
+    HandshakeTimeout,
+    InvalidApiKey,
+    InvalidAudio,
+    InvalidModel,
+    InvalidVoice,
+    Throttled,
+    UpstreamError,
+    VoiceLimitExceeded,
+    VoiceNotFound,
+)
+
+THROTTLE_RETRY_AFTER_SECONDS = 5
+MAX_PROVIDER_MESSAGE_CHARS = 200
+
+_INVALID_MODEL = {"ModelNotFound", "model_not_found", "Model.AccessDenied", "AccessDenied.Unpurchased"}
+_VOICE_GONE = {"BadRequest.ResourceNotExist", "BadRequest.VoiceNotFound", "VoiceNotFound"}
+_TOO_LONG = ("AudioLengthError", "AUDIO_DURATION_TOO_LONG", "DurationLimitError")
+_BAD_AUDIO = ("UnsupportedFileFormat", "InputDownloadFailed", "FILE_", "DECODE_ERROR")
+_THROTTLED = {"limit_requests", "limit_burst_rate", "insufficient_quota"}
+
+# The provider tells these apart only by their words.
+_BAD_VOICE_WORDS = ("Engine return error code: 418", "voice is invalid", "Remote cancelled grpc stream")
+_BAD_MODEL_WORDS = ("Model not exist", "Model can not be found")
+_VOICE_QUOTA_WORDS = ("您当前的配额为", "voice storage limit", "voice limit")
+_FREE_QUOTA_WORDS = ("Free allocated quota exceeded",)
+_THROTTLED_WORDS = ("rate limit exceeded", "exceeded your request limit")
+
+_REASONS = {
+    "Arrearage": "百炼账号已欠费，请充值后重试",
+    "AllocationQuota.FreeTierOnly": "免费额度已用完，请在百炼控制台关闭“仅使用免费额度”",
+    "PrepaidBillOverdue": "百炼账号的预付费账单已逾期",
+    "PostpaidBillOverdue": "百炼账号的后付费账单已逾期",
+    "CommodityNotPurchased": "百炼账号尚未开通该服务",
+    "DataInspectionFailed": "内容可能不合规，请修改后重试",
+    "data_inspection_failed": "内容可能不合规，请修改后重试",
+    "Throttling.AllocationQuota": "百炼账号的免费额度已用完",
+    "InternalError": "百炼平台内部错误，请稍后重试",
+    "SystemError": "百炼平台内部错误，请稍后重试",
+    "ModelServingError": "百炼平台繁忙，请稍后重试",
+    "ModelUnavailable": "模型暂时不可用，请稍后重试",
+    "WorkSpaceNotFound": "业务空间不存在，请检查 workspace",
+    "Workspace.AccessDenied": "没有该业务空间的权限，请检查 workspace",
+}
+_SECRET = re.compile(r"\b(?:sk|st)-[\w.*-]+|Bearer\s+\S+", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+
+
+def explain(code: str, message: str) -> AppError:
+    """Turn the provider's error into ours: the one place where that is decided."""
+    if code in {"InvalidApiKey", "invalid_api_key"}:
+        return InvalidApiKey()
+    if code in _INVALID_MODEL or _says(message, _BAD_MODEL_WORDS):
+        return InvalidModel(f"模型不存在，或账号未开通该模型（{code}）")
+    if _says(message, _BAD_VOICE_WORDS):
+        return InvalidVoice("音色不存在、未就绪，或不能与该模型一起使用，请检查 voice 与 model")
+    if code in _VOICE_GONE:
+        return VoiceNotFound()
+    if any(part in code for part in _TOO_LONG):
+        return AudioTooLong()
+    if code.startswith("Audio.") or any(part in code for part in _BAD_AUDIO):
+        return InvalidAudio(f"音频不符合要求：{_plain(message)}（{code}）")
+    if code.startswith("Throttling") and _says(message, _VOICE_QUOTA_WORDS):
+        return VoiceLimitExceeded()
+    if _is_throttle(code, message):
+        return Throttled(retry_after_seconds=THROTTLE_RETRY_AFTER_SECONDS)
+    reason = _REASONS.get(code) or _plain(message) or "没有说明原因"
+    return UpstreamError(f"百炼平台返回错误：{reason}（{code or '无错误码'}）")
+
+
+def may_retry(error: AppError, *, accepted: bool) -> bool:
+    """Whether the same call may be made again: only when the provider surely did not take it on."""
+    return not accepted and isinstance(error, ConnectionLost | HandshakeTimeout | Throttled)
+
+
+def _is_throttle(code: str, message: str) -> bool:
+    if code in _THROTTLED or _says(message, _THROTTLED_WORDS):
+        return True
+    return code.startswith("Throttling") and not _says(message, _FREE_QUOTA_WORDS)
+
+
+def _says(message: str, phrases: tuple[str, ...]) -> bool:
+    return any(phrase.casefold() in message.casefold() for phrase in phrases)
+
+
+def _plain(message: str) -> str:
+    """The provider's own words without anything that looks like a key, on one line, cut to a bearable length."""
+    return " ".join(_SECRET.sub("***", _CONTROL.sub(" ", message)).split())[:MAX_PROVIDER_MESSAGE_CHARS]

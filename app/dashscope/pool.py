@@ -1,0 +1,187 @@
+"""WebSocket connections to the provider, kept open between tasks (PROTOCOL §1.7)."""
+
+import asyncio
+import hashlib
+import ssl
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+import structlog
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.protocol import State
+
+from app.dashscope.failures import explain
+from app.errors import AppError, ConnectionLost, HandshakeTimeout, InvalidApiKey, Throttled
+
+log = structlog.get_logger(__name__)
+
+ENDPOINTS = {
+    "beijing": "wss://dashscope.aliyuncs.com/api-ws/v1/inference",
+    "singapore": "wss://dashscope-intl.aliyuncs.com/api-ws/v1/inference",
+}
+# The provider closes after 60 s without a task (§1.7); ours go first, with room for a slow network.
+IDLE_SECONDS = 40.0
+MAX_IDLE_PER_CREDENTIAL = 16
+CLOSE_SECONDS = 2.0
+# Frames are about 8000 bytes (§1.6); reading pauses while this many wait.
+QUEUED_FRAMES = 8
+MAX_FRAME_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A user's key with the place where it is valid. Connections are never shared between two of these."""
+
+    api_key: str = field(repr=False)
+    endpoint: str
+    workspace: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for the key that does not give it away."""
+        return hashlib.sha256(self.api_key.encode()).hexdigest()[:32]
+
+
+@dataclass(eq=False, slots=True)
+class Connection:
+    """One open socket; `reused` says that it has carried a task before."""
+
+    socket: ClientConnection
+    credential: Credential
+    reused: bool = False
+    expiry: asyncio.TimerHandle | None = None
+
+
+class _Handshake(connect):
+    """Never follows a redirect: the key would travel to a host that the operator did not name."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+class ConnectionPool:
+    """Idle connections per credential, last used first."""
+
+    def __init__(self, *, handshake_seconds: float, idle_seconds: float = IDLE_SECONDS) -> None:
+        self._handshake_seconds = handshake_seconds
+        self._idle_seconds = idle_seconds
+        self._idle: defaultdict[Credential, list[Connection]] = defaultdict(list)
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def acquire(self, credential: Credential, *, fresh: bool = False) -> Connection:
+        """Take an idle connection, or open one; `fresh` insists on a new one.
+
+        Raises InvalidApiKey, Throttled, ConnectionLost or HandshakeTimeout; no work was accepted then.
+        """
+        while not fresh and (connection := self._take_idle(credential)):
+            if connection.socket.state is State.OPEN:
+                connection.reused = True
+                return connection
+            self.discard(connection)
+        return Connection(await self._open(credential), credential)
+
+    def release(self, connection: Connection) -> None:
+        """Give back a connection whose task has ended with `task-finished`."""
+        if connection.socket.state is not State.OPEN:
+            self.discard(connection)
+            return
+        idle = self._idle[connection.credential]
+        connection.expiry = asyncio.get_running_loop().call_later(self._idle_seconds, self._expire, connection)
+        idle.append(connection)
+        if len(idle) > MAX_IDLE_PER_CREDENTIAL:
+            self._expire(idle[0])
+
+    def discard(self, connection: Connection) -> None:
+        """Close a connection that is not fit for another task, without waiting for it."""
+        task = asyncio.create_task(connection.socket.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def forget(self, api_key: str) -> None:
+        """Close the idle connections of a key that was replaced or deleted."""
+        for credential in [each for each in self._idle if each.api_key == api_key]:
+            for connection in list(self._idle[credential]):
+                self._expire(connection)
+
+    async def close(self) -> None:
+        """Close everything that is idle and wait for it."""
+        for connections in list(self._idle.values()):
+            for connection in list(connections):
+                self._expire(connection)
+        while self._closing:
+            await asyncio.wait(self._closing)
+
+    def _take_idle(self, credential: Credential) -> Connection | None:
+        idle = self._idle.get(credential)
+        if not idle:
+            return None
+        connection = idle.pop()
+        self._settle_idle(connection)
+        return connection
+
+    def _expire(self, connection: Connection) -> None:
+        self._idle[connection.credential].remove(connection)
+        self._settle_idle(connection)
+        self.discard(connection)
+
+    def _settle_idle(self, connection: Connection) -> None:
+        if connection.expiry is not None:
+            connection.expiry.cancel()
+            connection.expiry = None
+        if not self._idle[connection.credential]:
+            del self._idle[connection.credential]
+
+    async def _open(self, credential: Credential) -> ClientConnection:
+        headers = {"Authorization": f"Bearer {credential.api_key}"}
+        if credential.workspace:
+            headers["X-DashScope-WorkSpace"] = credential.workspace
+        secure: dict[str, Any] = {"ssl": self._tls} if urlsplit(credential.endpoint).scheme == "wss" else {}
+        try:
+            return await _Handshake(
+                credential.endpoint,
+                additional_headers=headers,
+                user_agent_header="ai-voice-backend",
+                compression=None,
+                proxy=None,
+                open_timeout=self._handshake_seconds,
+                close_timeout=CLOSE_SECONDS,
+                ping_interval=None,  # a paused reader sees no pong; silence is timed where it matters
+                max_size=MAX_FRAME_BYTES,
+                max_queue=QUEUED_FRAMES,
+                **secure,
+            )
+        except TimeoutError as error:
+            raise HandshakeTimeout from error
+        except InvalidStatus as error:
+            raise _explain_refusal(error) from None  # its traceback would show the request headers
+        except (OSError, InvalidHandshake) as error:
+            raise ConnectionLost("无法连接百炼平台，请稍后重试") from error
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context()
+
+
+def _explain_refusal(refusal: InvalidStatus) -> AppError:
+    """An HTTP answer instead of a WebSocket: 401 and 403 are about the key (§1.1), unless the body says otherwise."""
+    status = refusal.response.status_code
+    try:
+        body = orjson.loads(refusal.response.body or b"{}")
+    except orjson.JSONDecodeError:
+        body = {}
+    code = body.get("code") if isinstance(body, dict) else None
+    message = body.get("message") if isinstance(body, dict) else None
+    log.warning("provider_handshake_refused", status=status, provider_code=code)
+    if status == 429:
+        error = explain(str(code or "Throttling"), str(message or ""))
+        return error if isinstance(error, Throttled) or code else Throttled()
+    if status >= 500:
+        return ConnectionLost(f"百炼平台暂时不可用（HTTP {status}），请稍后重试")
+    if status in {401, 403} and not code:
+        return InvalidApiKey()
+    return explain(str(code or f"HTTP {status}"), str(message or ""))

@@ -1,0 +1,252 @@
+"""One synthesis at the provider: a task on a pooled connection (PROTOCOL §1.2)."""
+
+import asyncio
+import itertools
+import random
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+from websockets.exceptions import ConnectionClosed
+
+from app.dashscope import frames
+from app.dashscope.failures import explain, may_retry
+from app.dashscope.frames import Event, MalformedEvent, SpeechParameters
+from app.dashscope.pool import Connection, ConnectionPool, Credential
+from app.errors import Abandoned, AppError, ConnectionLost, Throttled, UpstreamError, UpstreamTimeout
+
+log = structlog.get_logger(__name__)
+
+MAX_ATTEMPTS = 4
+RETRY_BASE_SECONDS = 0.5
+# A reused socket that does not answer `run-task` within this is taken for dead and replaced.
+REUSED_START_SECONDS = 5.0
+CANCEL_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Usage:
+    """What the provider said that a synthesis used, kept by the caller so that no failure loses it.
+
+    `characters` is the last cumulative count (§1.5), `request_id` the provider's name for the task.
+    """
+
+    characters: int = 0
+    request_id: str | None = None
+
+
+class SpeechTask:
+    """A running synthesis. One reader only: whoever iterates `audio()`; `cancel()` may come from elsewhere."""
+
+    def __init__(
+        self, connection: Connection, parameters: SpeechParameters, usage: Usage, silence_seconds: float
+    ) -> None:
+        self.connection = connection
+        self.id = uuid.uuid4().hex
+        self.usage = usage
+        self.accepted = False
+        self.finished = False
+        self._parameters = parameters
+        self._silence_seconds = silence_seconds
+        self._silence: asyncio.Timeout | None = None
+        self._cancelled = False
+        self._first: bytes | None = None
+        usage.characters, usage.request_id = 0, self.id
+
+    async def start(self) -> None:
+        """Open the task and wait until the provider is ready for text. No work is accepted yet.
+
+        Raises ConnectionLost, UpstreamTimeout, or what `task-failed` means.
+        """
+        await self._send(frames.run_task(self.id, self._parameters))
+        if self.connection.reused:
+            try:
+                async with asyncio.timeout(min(REUSED_START_SECONDS, self._silence_seconds)):
+                    await self._wait_until_started()
+            except TimeoutError as error:
+                raise ConnectionLost from error
+        else:
+            await self._wait_until_started()
+
+    async def speak(self, text: str) -> None:
+        """Send the whole text, and wait until the provider answers with audio, the end, or a failure."""
+        self.accepted = True
+        await self._send(frames.continue_task(self.id, text))
+        await self._send(frames.finish_task(self.id))
+        self._first = await self._next_audio()
+
+    async def audio(self) -> AsyncIterator[bytes]:
+        """Yield the audio frames as they arrive, to the end of the task.
+
+        Raises ConnectionLost, UpstreamTimeout, or what `task-failed` means; `usage` stays valid.
+        """
+        frame, self._first = self._first, None
+        while frame is not None:
+            yield frame
+            frame = await self._next_audio()
+
+    async def cancel(self) -> None:
+        """Tell the provider to stop. What it spoke until then arrives with the count, and `audio()` ends soon."""
+        if self.finished or self._cancelled:
+            return
+        self._cancelled = True
+        self._silence_seconds = min(CANCEL_SECONDS, self._silence_seconds)
+        if self._silence is not None and not self._silence.expired():
+            self._silence.reschedule(asyncio.get_running_loop().time() + self._silence_seconds)
+        try:
+            await self._send(frames.cancel_task(self.id))
+        except ConnectionLost:
+            log.info("provider_gone_before_cancel", task_id=self.id)
+
+    async def _wait_until_started(self) -> None:
+        while True:
+            message = await self._receive()
+            if isinstance(message, bytes):
+                raise self._out_of_order("audio before task-started")
+            if message.task_id not in {None, self.id}:
+                continue  # the late word of a task that was cancelled on this socket
+            if message.name == "task-started":
+                return
+            if message.name == "task-failed":
+                raise self._failure(message)
+            raise self._out_of_order(f"{message.name} before task-started")
+
+    async def _next_audio(self) -> bytes | None:
+        while not self.finished:
+            message = await self._receive()
+            if isinstance(message, bytes):
+                return message
+            if message.task_id not in {None, self.id}:
+                raise self._out_of_order("event of another task")
+            if message.characters is not None:
+                self.usage.characters = message.characters
+            self.usage.request_id = message.request_id or self.usage.request_id
+            if message.name == "task-failed":
+                raise self._failure(message)
+            self.finished = message.name == "task-finished"
+        return None
+
+    async def _receive(self) -> bytes | Event:
+        try:
+            async with asyncio.timeout(self._silence_seconds) as self._silence:
+                message = await self.connection.socket.recv()
+        except TimeoutError as error:
+            raise UpstreamTimeout from error
+        except ConnectionClosed as error:
+            raise ConnectionLost from error
+        finally:
+            self._silence = None
+        if isinstance(message, bytes):
+            return message
+        try:
+            return frames.parse_event(message)
+        except MalformedEvent as error:
+            log.warning("provider_malformed_event", task_id=self.id, reason=str(error))
+            raise UpstreamError("百炼平台返回了无法识别的消息，请稍后重试") from error
+
+    async def _send(self, message: str) -> None:
+        try:
+            async with asyncio.timeout(self._silence_seconds):
+                await self.connection.socket.send(message)
+        except TimeoutError as error:
+            raise UpstreamTimeout from error
+        except ConnectionClosed as error:
+            raise ConnectionLost from error
+
+    def _failure(self, event: Event) -> AppError:
+        error = explain(event.error_code, event.error_message)
+        if isinstance(error, Throttled) and not self.usage.characters:
+            self.accepted = False  # throttled before work (§1.10)
+        log.warning("provider_task_failed", task_id=self.id, provider_code=event.error_code, error=error.code)
+        return error
+
+    def _out_of_order(self, what: str) -> AppError:
+        log.warning("provider_out_of_order", task_id=self.id, what=what)
+        if self.connection.reused and not self.accepted:
+            return ConnectionLost()
+        return UpstreamError("百炼平台的消息顺序异常，请稍后重试")
+
+
+class SpeechClient:
+    """Speaks text through CosyVoice, with retries that can never buy the same text twice."""
+
+    def __init__(
+        self, pool: ConnectionPool, wait_for_turn: Callable[[Credential, str], Awaitable[None]], silence_seconds: float
+    ) -> None:
+        self._pool = pool
+        self._wait_for_turn = wait_for_turn
+        self._silence_seconds = silence_seconds
+
+    @asynccontextmanager
+    async def speak(
+        self,
+        credential: Credential,
+        parameters: SpeechParameters,
+        text: str,
+        usage: Usage,
+        still_wanted: Callable[[], bool] = lambda: True,
+    ) -> AsyncIterator[SpeechTask]:
+        """Run one synthesis; the block starts once the provider has begun to answer, and reads `task.audio()`.
+
+        `still_wanted` is asked last thing before the text is sent, which is when it begins to cost money.
+        Raises whatever ended the task; `usage` then holds what the provider counted until that point.
+        """
+        task = await self._begin(credential, parameters, text, usage, still_wanted)
+        try:
+            yield task
+        finally:
+            self._leave(task)
+
+    async def verify(self, credential: Credential) -> None:
+        """Prove that the provider takes this key: it is checked in the handshake, which costs nothing (§1.1).
+
+        Raises InvalidApiKey, Throttled, ConnectionLost or HandshakeTimeout.
+        """
+        self._pool.release(await self._pool.acquire(credential, fresh=True))
+
+    async def _begin(
+        self,
+        credential: Credential,
+        parameters: SpeechParameters,
+        text: str,
+        usage: Usage,
+        still_wanted: Callable[[], bool],
+    ) -> SpeechTask:
+        await self._wait_for_turn(credential, parameters.model)
+        for attempt in itertools.count(1):
+            task: SpeechTask | None = None
+            try:
+                connection = await self._pool.acquire(credential, fresh=attempt > 1)
+                task = SpeechTask(connection, parameters, usage, self._silence_seconds)
+                await task.start()
+                if not still_wanted():
+                    raise Abandoned
+                await task.speak(text)
+            except BaseException as error:
+                if task is not None:
+                    self._leave(task)
+                accepted = task is not None and task.accepted
+                if not isinstance(error, AppError) or not may_retry(error, accepted=accepted):
+                    raise
+                if attempt == MAX_ATTEMPTS:
+                    raise
+                log.info("provider_retry", attempt=attempt, error=type(error).__name__)
+                if task is None or not task.connection.reused or isinstance(error, Throttled):
+                    await asyncio.sleep(_backoff_seconds(attempt))
+                    await self._wait_for_turn(credential, parameters.model)
+            else:
+                return task
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _leave(self, task: SpeechTask) -> None:
+        if task.finished:
+            self._pool.release(task.connection)
+        else:
+            self._pool.discard(task.connection)
+
+
+def _backoff_seconds(attempt: int) -> float:
+    """Exponential, and spread by chance, so that callers throttled together do not return together."""
+    return RETRY_BASE_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311

@@ -1,0 +1,122 @@
+"""The database engine and its transactions: the only commit in the code is here."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+_PROJECT = Path(__file__).resolve().parent.parent
+_WRITE = "app_write"
+SQLITE_BUSY_TIMEOUT_MS = 10_000
+
+
+class Database:
+    """Short units of work on one engine: `transaction()` writes, `snapshot()` reads."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = create_engine(url)
+        self._read = async_sessionmaker(self.engine, expire_on_commit=False)
+        self._write = async_sessionmaker(self.engine.execution_options(**{_WRITE: True}), expire_on_commit=False)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """One write unit: committed when the block ends, rolled back when it raises. Never remote calls inside."""
+        async with self._write.begin() as session:
+            yield session
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncSession]:
+        """One read unit: sees one state of the database and leaves nothing behind."""
+        async with self._read() as session:
+            yield session
+
+    async def check(self) -> None:
+        """Ask the database for an answer. Raises SQLAlchemyError when it has none."""
+        async with self.snapshot() as session:
+            await session.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()
+
+
+def create_engine(url: str) -> AsyncEngine:
+    """Make an engine that is safe for read-then-write on SQLite and pooled on PostgreSQL.
+
+    Its errors never show parameters: those are texts, hashes and sealed keys.
+    """
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_async_engine(url, pool_size=10, max_overflow=10, pool_pre_ping=True, hide_parameters=True)
+    file = make_url(url).database
+    if file and file != ":memory:":
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_async_engine(url, hide_parameters=True)
+    event.listen(engine.sync_engine, "connect", _configure_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # the driver begins nothing by itself: _begin_sqlite does
+    cursor = connection.cursor()
+    for pragma in (
+        f"busy_timeout={SQLITE_BUSY_TIMEOUT_MS}",
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        "foreign_keys=ON",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Take the write lock at once in a write unit: a read that turns into a write later loses updates."""
+    write = connection.get_execution_options().get(_WRITE)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+async def migrate(url: str, revision: str = "head") -> None:
+    """Bring the schema to `revision`. Several processes may call it at once: the first one does the work."""
+    await asyncio.to_thread(_run_alembic, url, revision)
+
+
+def _run_alembic(url: str, revision: str) -> None:
+    from alembic import command
+
+    config = alembic_config(url)
+    if revision.startswith("-") or revision == "base":
+        command.downgrade(config, revision)
+    else:
+        command.upgrade(config, revision)
+
+
+async def require_current_schema(database: Database) -> None:
+    """Refuse to run on a schema of another version. Raises RuntimeError that says what to do."""
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    def current(connection: Connection) -> str | None:
+        return MigrationContext.configure(connection).get_current_revision()
+
+    head = ScriptDirectory.from_config(alembic_config("")).get_current_head()
+    async with database.engine.connect() as connection:
+        revision = await connection.run_sync(current)
+    if revision != head:
+        raise RuntimeError(
+            f"the database is at revision {revision}, this version needs {head}: run `python -m app migrate`"
+        )
+
+
+def alembic_config(url: str) -> Any:
+    """The Alembic configuration of this project for the database at `url`."""
+    from alembic.config import Config
+
+    config = Config(_PROJECT / "alembic.ini")
+    config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+    return config

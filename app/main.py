@@ -1,0 +1,91 @@
+"""The application: resources, routes, failure answers and documentation pages."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi_offline import FastAPIOffline
+
+from app.errors import AppError
+from app.observability import App, Metrics, RequestContext, configure_logs
+from app.routers import auth, health, history, media, speech, users
+from app.routers.body_limit import BodyLimit
+from app.routers.failures import add_failure_handlers, error_response
+from app.services import open_services
+from app.settings import Settings
+
+# No route of today takes an upload; the longest text is far below this.
+MAX_BODY_BYTES = 1024 * 1024
+
+_DESCRIPTION = """\
+自托管的 AI 语音后端：语音合成、语音识别与声音复刻，使用每个用户自己的百炼 API Key。
+
+1. `POST /api/auth/register` 注册；
+2. 点击右上角 **Authorize**，填写用户名与密码登录；
+3. `PUT /api/user/apikey` 保存百炼 API Key；
+4. `POST /api/audio/tts/synthesize` 合成语音，用返回的 `audio_url` 播放。
+
+所有 JSON 响应的格式都是 `{"code", "message", "data"}`；出错时另有 `error` 错误码。
+每个响应都带 `X-Request-Id`，反馈问题时请附上。
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the application; without settings, from the environment and `.env`."""
+    settings = settings or Settings()
+    configure_logs(settings.log_level)
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_services(settings) as services:
+            app.state.services = services
+            yield
+
+    app = FastAPIOffline(
+        title="AI 语音后端",
+        version="0.1",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        swagger_ui_parameters={"persistAuthorization": True, "displayRequestDuration": True},
+    )
+    app.state.metrics = metrics
+    for router in (auth.router, users.router, speech.router, history.router, health.router):
+        app.include_router(router)
+    if settings.storage == "local":
+        app.include_router(media.router)
+    add_failure_handlers(app)
+    _describe_validation_as_400(app)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.allowed_origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["X-Request-Id", "X-Record-Id", "Retry-After"],
+    )
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(RequestContext, metrics=metrics, render_failure=_render_unexpected)
+    return app
+
+
+def _render_unexpected() -> App:
+    return error_response(AppError())
+
+
+def _describe_validation_as_400(app: FastAPI) -> None:
+    """Take FastAPI's own 422 answers out of the schema: validation answers 400 in the envelope."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = generate()
+            for operations in schema["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                schema["components"]["schemas"].pop(name, None)
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]

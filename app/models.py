@@ -1,0 +1,177 @@
+"""Every table. Money is exact, time is UTC, and a bill line is never changed once it is written."""
+
+import uuid
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    String,
+    Text,
+    TypeDecorator,
+    Uuid,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeEngine
+
+MONEY_DECIMALS = 12
+PROVIDER_ID_CHARS = 128
+
+
+class Money(TypeDecorator[Decimal]):
+    """An exact amount of money: NUMERIC on PostgreSQL, an integer of 10⁻¹² on SQLite, which has no decimals."""
+
+    impl = Numeric
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column type of the database at hand."""
+        return dialect.type_descriptor(BigInteger() if dialect.name == "sqlite" else Numeric(28, MONEY_DECIMALS))
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
+        """Refuse to lose digits on the way in. Raises ValueError below 10⁻¹²."""
+        if value is None:
+            return None
+        scaled = value.scaleb(MONEY_DECIMALS)
+        if scaled != scaled.to_integral_value():
+            raise ValueError(f"{value} has more than {MONEY_DECIMALS} decimals")
+        return int(scaled) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
+        """Give back the amount that was stored, digit for digit."""
+        if value is None:
+            return None
+        return Decimal(value).scaleb(-MONEY_DECIMALS) if dialect.name == "sqlite" else Decimal(value)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware instant in UTC, also on SQLite, which forgets the zone."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Ask for a column with zone wherever there is one."""
+        return dialect.type_descriptor(DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Store UTC. Raises ValueError for a naive datetime."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a datetime without zone cannot be stored")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give back an aware datetime in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Table(DeclarativeBase):
+    """The declarative root; constraint names are fixed so that migrations can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class User(Table):
+    """Somebody who may log in. `username_key` is the name as it is compared: normalised and case-folded."""
+
+    __tablename__ = "users"
+
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, default=uuid.uuid4)
+    username: Mapped[str] = mapped_column(String(64))
+    username_key: Mapped[str] = mapped_column(String(192), unique=True)
+    password_hash: Mapped[str] = mapped_column(String(255))
+    is_active: Mapped[bool] = mapped_column(Boolean, default=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ApiKey(Table):
+    """A user's DashScope key, sealed: `masked` is all of it that can ever be shown."""
+
+    __tablename__ = "api_keys"
+
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    masked: Mapped[str] = mapped_column(String(32))
+    region: Mapped[str] = mapped_column(String(16))
+    workspace: Mapped[str | None] = mapped_column(String(64))
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Record(Table):
+    """One paid call, from before the provider is asked until its end is known.
+
+    `status` starts as `running` and ends, once, as `succeeded`, `failed`, `abandoned` (the client left) or
+    `interrupted` (we died). `unit_price` is the price per unit that the call was opened with, `expected_quantity`
+    what the whole work would count. `lease_expires_at` is renewed by the living process that works on the record;
+    when it has passed, nobody does.
+    """
+
+    __tablename__ = "records"
+    __table_args__ = (
+        Index("ix_records_user_id_id", "user_id", "id"),
+        Index("ix_records_user_id_type_id", "user_id", "type", "id"),
+        Index("ix_records_status_lease_expires_at", "status", "lease_expires_at"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="RESTRICT"))
+    type: Mapped[str] = mapped_column(String(8))
+    model_name: Mapped[str] = mapped_column(String(64))
+    status: Mapped[str] = mapped_column(String(16))
+    input_data: Mapped[str] = mapped_column(Text)
+    output_key: Mapped[str | None] = mapped_column(String(512))
+    output_text: Mapped[str | None] = mapped_column(Text)
+    voice_id: Mapped[str | None] = mapped_column(String(128))
+    duration_ms: Mapped[int | None] = mapped_column(Integer)
+    unit: Mapped[str] = mapped_column(String(16))
+    unit_price: Mapped[Decimal] = mapped_column(Money)
+    currency: Mapped[str] = mapped_column(String(3))
+    expected_quantity: Mapped[int] = mapped_column(BigInteger)
+    error: Mapped[str | None] = mapped_column(String(32))
+    error_message: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Bill(Table):
+    """What a record cost: one immutable line, at most one for each record, so that settling twice is harmless."""
+
+    __tablename__ = "bills"
+    __table_args__ = (Index("ix_bills_user_id_created_at", "user_id", "created_at"),)
+
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, default=uuid.uuid4)
+    record_id: Mapped[int] = mapped_column(ForeignKey("records.id", ondelete="RESTRICT"), unique=True)
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="RESTRICT"))
+    model: Mapped[str] = mapped_column(String(64))
+    unit: Mapped[str] = mapped_column(String(16))
+    quantity: Mapped[int] = mapped_column(BigInteger)
+    unit_price: Mapped[Decimal] = mapped_column(Money)
+    amount: Mapped[Decimal] = mapped_column(Money)
+    currency: Mapped[str] = mapped_column(String(3))
+    estimated: Mapped[bool] = mapped_column(Boolean, default=False)
+    provider_request_id: Mapped[str | None] = mapped_column(String(PROVIDER_ID_CHARS))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)

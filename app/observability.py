@@ -1,0 +1,126 @@
+"""Structured logs, the request id, and metrics: what an operator sees of every request."""
+
+import logging
+import re
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+# Without local variables: those hold keys, tokens and the text being spoken.
+_tracebacks = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+log = structlog.get_logger(__name__)
+
+
+def configure_logs(level: str) -> None:
+    """Write one JSON object per line to standard error, each with the id of the request it belongs to."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _tracebacks,
+                structlog.processors.JSONRenderer(ensure_ascii=False),
+            ],
+        )
+    )
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for chatty in ("httpx", "websockets", "oss2", "urllib3", "aiosqlite", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+class Metrics:
+    """Counters of one application."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "http_requests", "Requests answered", ["method", "route", "status"], registry=self._registry
+        )
+        self.duration = Histogram(
+            "http_request_duration_seconds", "Time to the end of the answer", ["route"], registry=self._registry
+        )
+
+    def render(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class RequestContext:
+    """The outermost layer: names each request, logs and counts it, and answers what nobody caught.
+
+    `render_failure` makes the answer to an unexpected exception; an exception after the answer has begun is raised on,
+    so that the server breaks the connection off visibly.
+    """
+
+    def __init__(self, app: App, metrics: Metrics, render_failure: Callable[[], App]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._render_failure = render_failure
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        started = time.perf_counter()
+        status = 0
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_named)
+            except Exception as error:
+                log.exception("request_failed", error=type(error).__name__, answered=bool(status))
+                if status:
+                    raise
+                await self._render_failure()(scope, receive, send_named)
+            finally:
+                self._observe(scope, status, time.perf_counter() - started)
+
+    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self._metrics.requests.labels(scope["method"], route, status).inc()
+        self._metrics.duration.labels(route).observe(seconds)
+        log.info("request", method=scope["method"], route=route, status=status, duration_ms=round(seconds * 1000, 1))
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's id when it is harmless, a new one otherwise."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given = value.decode("latin-1")
+            return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return uuid.uuid4().hex

@@ -1,0 +1,88 @@
+"""Rate limits: refuse beyond a limit, or wait for a turn. In memory, or in Redis for several processes."""
+
+import asyncio
+import math
+import time
+from functools import lru_cache
+from weakref import WeakValueDictionary
+
+import structlog
+from limits import RateLimitItem, parse
+from limits.aio.storage import MemoryStorage, Storage
+from limits.aio.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
+from limits.errors import StorageError
+from limits.storage import storage_from_string
+
+from app.errors import RateLimited
+
+log = structlog.get_logger(__name__)
+
+# Calls travel: two that leave a second apart may arrive a little closer together.
+TURN_MARGIN_SECONDS = 0.05
+
+
+class RateLimiter:
+    """Limits like `3/second`, each counted apart for the identity given with it.
+
+    When Redis is gone, calls pass: a limit that cannot be counted is no reason to refuse paying users.
+    """
+
+    def __init__(self, redis_url: str | None = None) -> None:
+        storage = _storage(redis_url)
+        self._refusing = SlidingWindowCounterRateLimiter(storage)
+        self._pacing = MovingWindowRateLimiter(storage)
+        self._queues: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
+
+    async def check(self, rate: str, *identity: str) -> None:
+        """Count one call. Raises RateLimited, with the seconds to wait, beyond the rate."""
+        item = _parse(rate)
+        try:
+            if await self._refusing.hit(item, *identity):
+                return
+            window = await self._refusing.get_window_stats(item, *identity)
+        except StorageError:
+            log.warning("rate_limit_store_unreachable")
+            return
+        raise RateLimited(retry_after_seconds=_seconds_until(window.reset_time))
+
+    async def require(self, rate: str, *identity: str) -> None:
+        """Refuse when the rate is used up, without counting this call. Raises RateLimited."""
+        item = _parse(rate)
+        try:
+            if await self._refusing.test(item, *identity):
+                return
+            window = await self._refusing.get_window_stats(item, *identity)
+        except StorageError:
+            log.warning("rate_limit_store_unreachable")
+            return
+        raise RateLimited(retry_after_seconds=_seconds_until(window.reset_time))
+
+    async def wait(self, rate: str, *identity: str) -> None:
+        """Wait for a turn within the rate, first come first served."""
+        item = _parse(rate)
+        queue = self._queues.setdefault((rate, *identity), asyncio.Lock())
+        async with queue:
+            try:
+                while not await self._pacing.hit(item, *identity):
+                    window = await self._pacing.get_window_stats(item, *identity)
+                    await asyncio.sleep(max(0.0, window.reset_time - time.time()) + TURN_MARGIN_SECONDS)
+            except StorageError:
+                log.warning("rate_limit_store_unreachable")
+
+
+def _storage(redis_url: str | None) -> Storage:
+    if redis_url is None:
+        return MemoryStorage()
+    storage = storage_from_string(f"async+{redis_url}", implementation="redispy", wrap_exceptions=True)
+    if not isinstance(storage, Storage):
+        raise TypeError("REDIS_URL must begin with redis:// or rediss://")
+    return storage
+
+
+@lru_cache
+def _parse(rate: str) -> RateLimitItem:
+    return parse(rate)
+
+
+def _seconds_until(reset_time: float) -> int:
+    return max(1, math.ceil(reset_time - time.time()))

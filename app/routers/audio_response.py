@@ -1,0 +1,51 @@
+"""Audio that is sent while it is spoken."""
+
+import asyncio
+
+from starlette.background import BackgroundTask
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.services.listening import Listener
+
+# A client that takes no byte for this long is treated like one that hung up.
+STALLED_CLIENT_SECONDS = 60.0
+
+
+class AudioResponse(Response):
+    """Passes chunks on as they come.
+
+    A failure before the first chunk becomes the usual JSON error; one after it breaks the connection off, so that no
+    client takes half a sentence for a whole one.
+    """
+
+    def __init__(self, listener: Listener, media_type: str, background: BackgroundTask | None = None) -> None:
+        self._listener = listener
+        self.status_code = 200
+        self.media_type = media_type
+        self.background = background
+        self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the audio, and tell the speaker when the client is gone."""
+        hangup = asyncio.create_task(self._leave_on_hangup(receive))
+        started = False
+        try:
+            async for chunk in self._listener.chunks():
+                if not started:
+                    self.headers["X-Record-Id"] = str(await self._listener.record_id)
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    started = True
+                async with asyncio.timeout(STALLED_CLIENT_SECONDS):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            if not self._listener.left:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            hangup.cancel()
+            self._listener.leave()
+
+    async def _leave_on_hangup(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._listener.leave()

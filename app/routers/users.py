@@ -1,0 +1,117 @@
+"""The user's own account and DashScope key."""
+
+import uuid
+from datetime import datetime
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field, field_validator
+
+from app.models import ApiKey
+from app.routers.dependencies import CurrentUser, ServicesDep
+from app.routers.envelope import Envelope, error_answers
+
+router = APIRouter(prefix="/api/user", tags=["账号"])
+
+
+class Profile(BaseModel):
+    """当前用户。"""
+
+    user_id: uuid.UUID = Field(description="用户ID")
+    username: str = Field(description="用户名", examples=["xiaoming"])
+    has_api_key: bool = Field(description="是否已配置百炼 API Key")
+    created_at: str = Field(description="注册时间", examples=["2025-12-30T10:30:00"])
+
+
+class ApiKeyForm(BaseModel):
+    """要保存的百炼 API Key。"""
+
+    api_key: str = Field(
+        description="百炼 API Key，以 sk- 开头；加密保存，之后只显示掩码",
+        pattern=r"^sk-[A-Za-z0-9._-]{3,253}$",
+        repr=False,
+        examples=["sk-test-0123456789abcdef"],
+    )
+    region: Literal["beijing", "singapore"] = Field(default="beijing", description="密钥所属地域")
+    workspace: str | None = Field(
+        default=None,
+        description="业务空间ID，可不填",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$",
+        examples=["llm-abcdef123456"],
+    )
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _without_stray_blanks(cls, value: object) -> object:
+        return value.strip() if isinstance(value, str) else value
+
+
+class StoredApiKey(BaseModel):
+    """已保存的 API Key，只显示掩码。"""
+
+    masked: str = Field(description="掩码后的密钥", examples=["sk-****cdef"])
+    region: str = Field(description="密钥所属地域", examples=["beijing"])
+    updated_at: str = Field(description="保存时间", examples=["2025-12-30T10:30:00"])
+
+
+@router.get("/me", summary="当前用户", description="查看当前登录的用户。", responses=error_answers(401))
+async def me(services: ServicesDep, user: CurrentUser) -> Envelope[Profile]:
+    """Show who is logged in."""
+    return Envelope(
+        data=Profile(
+            user_id=user.id,
+            username=user.username,
+            has_api_key=await services.accounts.has_api_key(user.id),
+            created_at=show_time(user.created_at, services.settings.zone),
+        )
+    )
+
+
+@router.put(
+    "/apikey",
+    summary="保存 API Key",
+    description="保存或替换百炼 API Key。密钥加密保存，之后不再显示原文。`verify=true` 时先向百炼验证，无效则不保存。",
+    responses=error_answers(400, 401, 429, 502, 504),
+)
+async def put_api_key(
+    services: ServicesDep,
+    user: CurrentUser,
+    form: ApiKeyForm,
+    verify: Annotated[bool, Query(description="保存前先向百炼验证密钥（不产生费用）")] = False,
+) -> Envelope[StoredApiKey]:
+    """Seal and keep a key."""
+    row = await services.accounts.store_api_key(user.id, form.api_key, form.region, form.workspace, verify=verify)
+    return Envelope(data=_shown(row, services.settings.zone))
+
+
+@router.get(
+    "/apikey",
+    summary="查看 API Key",
+    description="查看已保存的密钥的掩码。未配置时返回 403 `NO_API_KEY`。",
+    responses=error_answers(401, 403),
+)
+async def get_api_key(services: ServicesDep, user: CurrentUser) -> Envelope[StoredApiKey]:
+    """Show the mask of the stored key."""
+    return Envelope(data=_shown(await services.accounts.show_api_key(user.id), services.settings.zone))
+
+
+@router.delete(
+    "/apikey",
+    summary="删除 API Key",
+    description="删除已保存的密钥；没有配置过也返回成功。",
+    responses=error_answers(401),
+)
+async def delete_api_key(services: ServicesDep, user: CurrentUser) -> Envelope[None]:
+    """Forget the stored key."""
+    await services.accounts.delete_api_key(user.id)
+    return Envelope(data=None)
+
+
+def show_time(moment: datetime, zone: ZoneInfo) -> str:
+    """An instant as clients see it: local wall time without zone, to the second."""
+    return moment.astimezone(zone).replace(tzinfo=None).isoformat(timespec="seconds")
+
+
+def _shown(row: ApiKey, zone: ZoneInfo) -> StoredApiKey:
+    return StoredApiKey(masked=row.masked, region=row.region, updated_at=show_time(row.updated_at, zone))

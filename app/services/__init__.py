@@ -1,0 +1,72 @@
+"""What the product does, wired together in one place."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+from app.catalog import PriceList, load_prices
+from app.dashscope import ConnectionPool, Credential, SpeechClient
+from app.database import Database, migrate, require_current_schema
+from app.ratelimit import RateLimiter
+from app.security import KeySealer, TokenSigner
+from app.services.accounts import AccountService
+from app.services.inflight import InFlight
+from app.services.records import RecordService
+from app.services.synthesis import SynthesisService
+from app.settings import Settings, load_secrets
+from app.storage import Storage, create_storage
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that a route may call."""
+
+    settings: Settings
+    database: Database
+    storage: Storage
+    limiter: RateLimiter
+    prices: PriceList
+    accounts: AccountService
+    records: RecordService
+    synthesis: SynthesisService
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Open every resource, and close them in order: work under way settles before what it needs goes away.
+
+    Raises ValueError, OSError or RuntimeError when the settings, the price list or the database are not fit to start.
+    """
+    secrets = load_secrets(settings)
+    prices = load_prices(settings.prices_file)
+    if settings.auto_migrate:
+        await migrate(settings.database_url)
+    database = Database(settings.database_url)
+    if not settings.auto_migrate:
+        await require_current_schema(database)
+    storage = await asyncio.to_thread(create_storage, settings)
+    limiter = RateLimiter(settings.redis_url)
+    pool = ConnectionPool(handshake_seconds=settings.handshake_seconds)
+
+    async def wait_for_turn(credential: Credential, model: str) -> None:
+        await limiter.wait(settings.upstream_rate, credential.fingerprint, model)
+
+    speech = SpeechClient(pool, wait_for_turn, settings.upstream_timeout)
+    signer = TokenSigner(secrets.jwt_secret, settings.token_ttl_seconds)
+    sealer = KeySealer(secrets.credential_keys)
+    accounts = AccountService(settings, database, signer, sealer, limiter, pool, speech)
+    records = RecordService(database)
+    in_flight = InFlight()
+    synthesis = SynthesisService(settings, prices, accounts, records, speech, storage, in_flight)
+    leases = asyncio.create_task(records.keep_leases())
+    try:
+        yield Services(settings, database, storage, limiter, prices, accounts, records, synthesis)
+    finally:
+        await in_flight.drain(settings.drain_seconds)
+        leases.cancel()
+        with suppress(asyncio.CancelledError):
+            await leases
+        await pool.close()
+        await storage.close()
+        await database.close()

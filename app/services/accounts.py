@@ -1,0 +1,174 @@
+"""Who may come in, and whose DashScope key is used: users, logins and sealed API keys."""
+
+import unicodedata
+import uuid
+from datetime import UTC, datetime
+
+import structlog
+from anyio import CapacityLimiter, to_thread
+from sqlalchemy import delete, select, update
+from sqlalchemy.exc import IntegrityError
+
+from app.dashscope import ENDPOINTS, ConnectionPool, Credential, SpeechClient
+from app.database import Database
+from app.errors import InvalidCredentials, NoApiKey, RegistrationClosed, Unauthorized, UsernameTaken
+from app.models import ApiKey, User
+from app.ratelimit import RateLimiter
+from app.security import KeySealer, TokenSigner, hash_password, mask_api_key, verify_password
+from app.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# Each hash takes 19 MiB and a core for its time.
+HASHING_THREADS = 2
+
+
+class AccountService:
+    """Registration, login and the user's API key."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        signer: TokenSigner,
+        sealer: KeySealer,
+        limiter: RateLimiter,
+        pool: ConnectionPool,
+        speech: SpeechClient,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._signer = signer
+        self._sealer = sealer
+        self._limiter = limiter
+        self._pool = pool
+        self._speech = speech
+        self._hashing = CapacityLimiter(HASHING_THREADS)
+
+    @property
+    def token_ttl_seconds(self) -> int:
+        """How long a login lasts."""
+        return self._signer.ttl_seconds
+
+    async def register(self, username: str, password: str, address: str) -> User:
+        """Make a user. Raises RegistrationClosed, RateLimited or UsernameTaken."""
+        if self._settings.registration == "closed":
+            raise RegistrationClosed
+        if self._settings.registration_limit:
+            await self._limiter.check(self._settings.registration_limit, "register", address)
+        password_hash = await to_thread.run_sync(hash_password, password, limiter=self._hashing)
+        user = User(
+            username=username,
+            username_key=_comparable(username),
+            password_hash=password_hash,
+            created_at=datetime.now(UTC),
+        )
+        try:
+            async with self._database.transaction() as session:
+                session.add(user)
+        except IntegrityError as error:
+            raise UsernameTaken from error
+        log.info("user_registered", user_id=str(user.id))
+        return user
+
+    async def login(self, username: str, password: str, address: str) -> str:
+        """Give an access token. Raises InvalidCredentials, or RateLimited after too many failures.
+
+        Takes the same time whether or not the name exists.
+        """
+        attempt = ("login", _comparable(username), address)
+        await self._limiter.require(self._settings.login_limit, *attempt)
+        async with self._database.snapshot() as session:
+            user = await session.scalar(select(User).where(User.username_key == attempt[1]))
+        fits, new_hash = await to_thread.run_sync(
+            verify_password, password, user.password_hash if user else None, limiter=self._hashing
+        )
+        if user is None or not fits or not user.is_active:
+            await self._limiter.check(self._settings.login_limit, *attempt)
+            raise InvalidCredentials
+        if new_hash:
+            async with self._database.transaction() as session:
+                await session.execute(update(User).where(User.id == user.id).values(password_hash=new_hash))
+        return self._signer.issue(user.id)
+
+    async def authenticate(self, token: str) -> User:
+        """The user whom a token names. Raises Unauthorized when it is not valid or the user is gone or inactive."""
+        user_id = self._signer.read(token)
+        async with self._database.snapshot() as session:
+            user = await session.get(User, user_id)
+        if user is None or not user.is_active:
+            raise Unauthorized
+        return user
+
+    async def store_api_key(
+        self, user_id: uuid.UUID, api_key: str, region: str, workspace: str | None, *, verify: bool
+    ) -> ApiKey:
+        """Seal and keep a key in place of an earlier one; `verify` asks the provider first.
+
+        Raises InvalidApiKey, RateLimited, UpstreamError or UpstreamTimeout when verification fails; nothing is
+        stored then.
+        """
+        if verify:
+            await self._speech.verify(Credential(api_key, self._endpoint(region), workspace))
+        row = ApiKey(
+            user_id=user_id,
+            sealed=self._sealer.seal(api_key, user_id),
+            masked=mask_api_key(api_key),
+            region=region,
+            workspace=workspace,
+            updated_at=datetime.now(UTC),
+        )
+        async with self._database.transaction() as session:
+            # Two saves at once queue on the user's row, so that the later one wins instead of failing.
+            await session.execute(select(User.id).where(User.id == user_id).with_for_update())
+            former = await session.get(ApiKey, user_id)
+            former_sealed = former.sealed if former else None
+            await session.merge(row)
+        if former_sealed:
+            self._drop_connections(former_sealed, user_id)
+        return row
+
+    async def show_api_key(self, user_id: uuid.UUID) -> ApiKey:
+        """The row of the user's key, of which only `masked` may be shown. Raises NoApiKey."""
+        async with self._database.snapshot() as session:
+            row = await session.get(ApiKey, user_id)
+        if row is None:
+            raise NoApiKey
+        return row
+
+    async def has_api_key(self, user_id: uuid.UUID) -> bool:
+        """Whether the user has stored a key."""
+        async with self._database.snapshot() as session:
+            return await session.scalar(select(ApiKey.user_id).where(ApiKey.user_id == user_id)) is not None
+
+    async def delete_api_key(self, user_id: uuid.UUID) -> None:
+        """Forget the user's key; having none is fine."""
+        async with self._database.transaction() as session:
+            sealed = await session.scalar(delete(ApiKey).where(ApiKey.user_id == user_id).returning(ApiKey.sealed))
+        if sealed:
+            self._drop_connections(sealed, user_id)
+
+    async def credential(self, user_id: uuid.UUID) -> Credential:
+        """The user's key, opened for a call. Raises NoApiKey or SealBroken.
+
+        A key that an older sealing key protects is sealed anew on the way.
+        """
+        row = await self.show_api_key(user_id)
+        api_key = self._sealer.open(row.sealed, user_id)
+        if self._sealer.is_outdated(row.sealed):
+            resealed = self._sealer.seal(api_key, user_id)
+            same_key = (ApiKey.user_id == user_id, ApiKey.sealed == row.sealed)
+            async with self._database.transaction() as session:
+                await session.execute(update(ApiKey).where(*same_key).values(sealed=resealed))
+        return Credential(api_key, self._endpoint(row.region), row.workspace)
+
+    def _endpoint(self, region: str) -> str:
+        return self._settings.dashscope_ws_url or ENDPOINTS[region]
+
+    def _drop_connections(self, sealed: bytes, user_id: uuid.UUID) -> None:
+        self._pool.forget(self._sealer.open(sealed, user_id))
+
+
+def _comparable(username: str) -> str:
+    """Names that look the same are the same."""
+    return unicodedata.normalize("NFKC", username).casefold()

@@ -1,0 +1,65 @@
+"""The way from a synthesis to a client who listens while it is spoken."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import anyio
+
+
+class Listener:
+    """A client of a streamed synthesis: chunks pass one by one, and the speaker learns when nobody listens any more.
+
+    At most one chunk waits; a slow client slows the speaker down, and through it the provider.
+    """
+
+    def __init__(self) -> None:
+        self._inlet, self._outlet = anyio.create_memory_object_stream[bytes](1)
+        self._failure: BaseException | None = None
+        self._on_leave: Callable[[], object] | None = None
+        self._ended = False
+        self.left = False
+        self.record_id: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def on_leave(self, call: Callable[[], object]) -> None:
+        """Have `call` made when the client leaves; at once when it already has."""
+        self._on_leave = call
+        if self.left:
+            call()
+
+    async def hear(self, chunk: bytes) -> None:
+        """Pass a chunk on; without effect once the client has left."""
+        try:
+            await self._inlet.send(chunk)
+        except anyio.BrokenResourceError:
+            self.leave()
+
+    def end(self, failure: BaseException | None = None) -> None:
+        """Say that no more comes: all was said, or `failure` cut it off. The first word counts."""
+        if self._ended:
+            return
+        self._ended = True
+        self._failure = failure
+        self._inlet.close()
+
+    def end_within(self, seconds: float) -> None:
+        """Say that all was said once the audio is kept, but hold the client back no longer than this."""
+        asyncio.get_running_loop().call_later(seconds, self.end)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the audio as it comes. Raises what cut it off; ends early after `leave()`."""
+        try:
+            async for chunk in self._outlet:
+                yield chunk
+        except anyio.ClosedResourceError:
+            return
+        if self._failure is not None and not self.left:
+            raise self._failure
+
+    def leave(self) -> None:
+        """Stop listening. Harmless at any time, also after the end."""
+        if self.left:
+            return
+        self.left = True
+        self._outlet.close()
+        if self._on_leave is not None:
+            self._on_leave()

@@ -1,0 +1,251 @@
+"""Records and bills: what was asked, how it ended, what it cost.
+
+A record is opened before the provider is asked and reaches exactly one end:
+
+    running ──► succeeded     the whole work was done and kept
+            ├─► failed        the provider, the store or we failed; what was counted is billed
+            ├─► abandoned     the client left; the provider was told to stop, what was spoken is billed
+            └─► interrupted   our process stopped or died; after a death the bill is an estimate, and says so
+
+Every transition is one conditional UPDATE from `running`, in one transaction with the bill line.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any, Literal
+
+import structlog
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.database import Database
+from app.errors import AppError
+from app.models import PROVIDER_ID_CHARS, Bill, Record
+
+log = structlog.get_logger(__name__)
+
+RecordType = Literal["tts", "asr", "voice"]
+Status = Literal["running", "succeeded", "failed", "abandoned", "interrupted"]
+
+LEASE = timedelta(seconds=30)
+HEARTBEAT_SECONDS = 10.0
+_CENT_OF_CENT = Decimal("0.0001")
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """The price per unit that a call is opened with, and billed with whatever happens to the price list."""
+
+    unit: str
+    per_unit: Decimal
+    currency: str
+
+
+@dataclass(slots=True)
+class OpenRecord:
+    """A record under way. Whoever does the work writes here what is known so far; it is settled from this."""
+
+    id: int
+    price: Price
+    quantity: int = 0
+    provider_request_id: str | None = None
+    output_key: str | None = None
+    duration_ms: int | None = None
+    abandoned: bool = False
+
+    @property
+    def amount(self) -> Decimal:
+        """The exact cost of what was counted so far."""
+        return self.quantity * self.price.per_unit
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """One page of a user's records with the amounts billed, newest first, and how many there are in all."""
+
+    items: list[tuple[Record, Decimal]]
+    total: int
+
+
+class RecordService:
+    """Opens, settles and lists records; keeps the leases of those that this process works on."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._live: set[int] = set()
+
+    @asynccontextmanager
+    async def running(
+        self,
+        user_id: uuid.UUID,
+        kind: RecordType,
+        model: str,
+        input_data: str,
+        price: Price,
+        expected_quantity: int,
+    ) -> AsyncIterator[OpenRecord]:
+        """Open a record, and settle it when the block ends: as succeeded only when nothing was raised.
+
+        `expected_quantity` is what the whole work would count, billed as an estimate should this process die.
+        """
+        record = OpenRecord(await self._open(user_id, kind, model, input_data, price, expected_quantity), price)
+        status: Status = "failed"
+        failure: BaseException | None = None
+        try:
+            yield record
+            status = "abandoned" if record.abandoned else "succeeded"
+        except asyncio.CancelledError as error:
+            status, failure = "interrupted", error
+            raise
+        except BaseException as error:
+            status, failure = ("abandoned" if record.abandoned else "failed"), error
+            raise
+        finally:
+            await _uncancelled(self._settle(record, status, failure))
+
+    async def history(
+        self, user_id: uuid.UUID, page: int, page_size: int, kind: RecordType | None = None
+    ) -> HistoryPage:
+        """A user's records, newest first; pages count from 1."""
+        wanted = [Record.user_id == user_id, *([Record.type == kind] if kind else [])]
+        rows = (
+            select(Record, Bill.amount)
+            .outerjoin(Bill, Bill.record_id == Record.id)
+            .where(*wanted)
+            .order_by(Record.id.desc())
+            .offset((page - 1) * page_size)
+            .limit(page_size)
+        )
+        async with self._database.snapshot() as session:
+            total = await session.scalar(select(func.count()).select_from(Record).where(*wanted))
+            items = [(record, amount or Decimal(0)) for record, amount in await session.execute(rows)]
+        return HistoryPage(items, total or 0)
+
+    async def keep_leases(self) -> None:
+        """Until cancelled: renew the leases of this process' records and end those that nobody works on any more."""
+        while True:
+            try:
+                await self._renew_leases()
+                await self.settle_orphans()
+            except SQLAlchemyError as error:
+                log.warning("lease_round_failed", error=type(error).__name__)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def settle_orphans(self) -> int:
+        """End the records whose process died: `interrupted`, billed by estimate. Gives their number."""
+        expired = select(Record).where(Record.status == "running", Record.lease_expires_at < datetime.now(UTC))
+        async with self._database.snapshot() as session:
+            orphans = list(await session.scalars(expired))
+        for orphan in orphans:
+            price = Price(orphan.unit, orphan.unit_price, orphan.currency)
+            record = OpenRecord(orphan.id, price, quantity=orphan.expected_quantity)
+            await self._settle(record, "interrupted", None, estimated=True)
+        return len(orphans)
+
+    async def _open(
+        self,
+        user_id: uuid.UUID,
+        kind: RecordType,
+        model: str,
+        input_data: str,
+        price: Price,
+        expected_quantity: int,
+    ) -> int:
+        now = datetime.now(UTC)
+        record = Record(
+            user_id=user_id,
+            type=kind,
+            model_name=model,
+            status="running",
+            input_data=input_data,
+            unit=price.unit,
+            unit_price=price.per_unit,
+            currency=price.currency,
+            expected_quantity=expected_quantity,
+            created_at=now,
+            lease_expires_at=now + LEASE,
+        )
+        async with self._database.transaction() as session:
+            session.add(record)
+        self._live.add(record.id)
+        return record.id
+
+    async def _settle(
+        self, record: OpenRecord, status: Status, failure: BaseException | None, *, estimated: bool = False
+    ) -> None:
+        """Give a running record its end and its bill line, once; a record that already has an end stays as it is."""
+        now = datetime.now(UTC)
+        known = failure if isinstance(failure, AppError) else AppError() if failure else None
+        ending = (
+            update(Record)
+            .where(Record.id == record.id, Record.status == "running")
+            .values(
+                status=status,
+                output_key=record.output_key,
+                duration_ms=record.duration_ms,
+                error=known.code if known else None,
+                error_message=known.message if known else None,
+                finished_at=now,
+                lease_expires_at=None,
+            )
+            .returning(Record.user_id, Record.model_name)
+        )
+        async with self._database.transaction() as session:
+            settled = (await session.execute(ending)).one_or_none()
+            if settled and record.quantity:
+                session.add(
+                    Bill(
+                        record_id=record.id,
+                        user_id=settled.user_id,
+                        model=settled.model_name,
+                        unit=record.price.unit,
+                        quantity=record.quantity,
+                        unit_price=record.price.per_unit,
+                        amount=record.amount,
+                        currency=record.price.currency,
+                        estimated=estimated,
+                        provider_request_id=(record.provider_request_id or "")[:PROVIDER_ID_CHARS] or None,
+                        created_at=now,
+                    )
+                )
+        self._live.discard(record.id)
+        log.info(
+            "record_settled" if settled else "record_already_settled",
+            record_id=record.id,
+            status=status,
+            quantity=record.quantity,
+            estimated=estimated,
+            error=known.code if known else None,
+            provider_request_id=record.provider_request_id,
+        )
+
+    async def _renew_leases(self) -> None:
+        if not self._live:
+            return
+        renewal = (
+            update(Record)
+            .where(Record.id.in_(self._live), Record.status == "running")
+            .values(lease_expires_at=datetime.now(UTC) + LEASE)
+        )
+        async with self._database.transaction() as session:
+            await session.execute(renewal)
+
+
+def show_amount(amount: Decimal) -> str:
+    """An amount as clients see it: half-up to 4 places, `0` when free."""
+    return str(amount.quantize(_CENT_OF_CENT, ROUND_HALF_UP)) if amount else "0"
+
+
+async def _uncancelled(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end even when the caller is cancelled meanwhile; the cancellation is raised afterwards."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise

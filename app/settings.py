@@ -1,0 +1,174 @@
+"""Settings from the environment or `.env`. Built by whoever starts the application, never at import."""
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# 32 characters of a random token carry more entropy than HMAC-SHA-256 or AES-256 can use.
+MIN_SECRET_CHARS = 32
+
+
+class Settings(BaseSettings):
+    """Every setting with its default; `.env.example` explains each in words."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore")
+
+    environment: Literal["development", "production"] = "development"
+    data_dir: Path = Path("./data")
+    database_url: str = ""
+    auto_migrate: bool = True
+    redis_url: str | None = None
+    workers: int = Field(default=1, ge=1)
+
+    jwt_secret: SecretStr | None = None
+    credential_keys: SecretStr | None = None
+    token_ttl_seconds: int = Field(default=24 * 3600, ge=60)
+    registration: Literal["open", "closed"] = "open"
+    registration_limit: str | None = None
+    login_limit: str = "10/minute"
+
+    dashscope_ws_url: str | None = None
+    upstream_rate: str = "3/second"
+    upstream_timeout: float = Field(default=60.0, gt=0)
+    handshake_timeout: float = Field(default=10.0, gt=0)
+
+    storage: Literal["local", "oss"] | None = None
+    oss_endpoint: str | None = None
+    oss_region: str | None = None
+    oss_bucket: str | None = None
+    oss_access_key_id: SecretStr | None = None
+    oss_access_key_secret: SecretStr | None = None
+    oss_public_base_url: str | None = None
+    oss_url_mode: Literal["public", "signed"] = "public"
+
+    public_base_url: str = "http://localhost:8000"
+    timezone: str = "Asia/Shanghai"
+    cors_origins: str | None = None
+    rate_limit: str = "120/minute"
+    prices_file: Path | None = None
+    drain_seconds: float = Field(default=25.0, ge=0)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_timezone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(f"TIMEZONE {value!r} is not a known IANA zone") from error
+        return value
+
+    @field_validator("dashscope_ws_url", "public_base_url", "oss_public_base_url")
+    @classmethod
+    def _plain_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https", "ws", "wss"} or not parts.hostname:
+            raise ValueError(f"{value!r} is not an http(s) or ws(s) URL")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _derive(self) -> Self:
+        if not self.database_url:
+            self.database_url = f"sqlite+aiosqlite:///{self.data_dir / 'app.db'}"
+        if self.storage is None:
+            self.storage = "oss" if self.oss_bucket else "local"
+        if self.registration_limit is None and self.environment == "production":
+            self.registration_limit = "20/hour"
+        if self.storage == "oss":
+            self._require_complete_oss()
+        if self.environment == "production":
+            self._refuse_unsafe_values()
+        return self
+
+    def _require_complete_oss(self) -> None:
+        names = ("oss_endpoint", "oss_region", "oss_bucket", "oss_access_key_id", "oss_access_key_secret")
+        missing = [name.upper() for name in names if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"STORAGE=oss also needs {', '.join(missing)}")
+
+    def _refuse_unsafe_values(self) -> None:
+        problems = []
+        for name in ("jwt_secret", "credential_keys"):
+            if getattr(self, name) is None:
+                problems.append(f"{name.upper()} must be set: a generated one is lost with the machine")
+        if "*" in self.allowed_origins:
+            problems.append("CORS_ORIGINS must list the frontends, not *")
+        if self.uses_sqlite and self.workers > 1:
+            problems.append("several WORKERS need PostgreSQL in DATABASE_URL, not SQLite")
+        if problems:
+            raise ValueError("unsafe in production: " + "; ".join(problems))
+
+    @property
+    def handshake_seconds(self) -> float:
+        """How long a connection may take to come up: never longer than silence is borne."""
+        return min(self.handshake_timeout, self.upstream_timeout)
+
+    @property
+    def uses_sqlite(self) -> bool:
+        """Whether the database is an SQLite file."""
+        return self.database_url.startswith("sqlite")
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """Origins that browsers may call from: all in development, those listed in production."""
+        if self.cors_origins is None:
+            return ["*"] if self.environment == "development" else []
+        return [origin.strip().rstrip("/") for origin in self.cors_origins.split(",") if origin.strip()]
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The time zone that clients are shown times in."""
+        return ZoneInfo(self.timezone)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Secrets:
+    """The key that signs login tokens, and the keys that seal API keys (the first seals, all open)."""
+
+    jwt_secret: str
+    credential_keys: tuple[str, ...]
+
+
+def load_secrets(settings: Settings) -> Secrets:
+    """Take the secrets from the settings, or from files under `DATA_DIR` that the first start makes.
+
+    Raises ValueError when a secret is too short to be safe.
+    """
+    jwt_secret = _secret(settings.jwt_secret, settings.data_dir / "jwt_secret")
+    credential_keys = _secret(settings.credential_keys, settings.data_dir / "credential_keys")
+    keys = tuple(key.strip() for key in credential_keys.split(",") if key.strip())
+    if not keys or any(len(secret) < MIN_SECRET_CHARS for secret in (jwt_secret, *keys)):
+        raise ValueError(f"JWT_SECRET and each of CREDENTIAL_KEYS need at least {MIN_SECRET_CHARS} characters")
+    return Secrets(jwt_secret, keys)
+
+
+def _secret(given: SecretStr | None, file: Path) -> str:
+    return given.get_secret_value() if given is not None else read_or_create_secret(file)
+
+
+def read_or_create_secret(file: Path, entropy_bytes: int = 48) -> str:
+    """Read a generated secret of mode 0600; make it first when there is none. Two processes agree on one."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_urlsafe(entropy_bytes))
+            stream.flush()
+            os.fsync(stream.fileno())
+        try:
+            os.link(draft, file)  # unlike a rename, never replaces what another process made first
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return file.read_text().strip()
