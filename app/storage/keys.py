@@ -1,0 +1,19 @@
+"""Keys of stored objects, such as `audio/tts/20251230/<uuid>.mp3`: the same rule for every backend."""
+
+import re
+
+MAX_KEY_CHARS = 512
+
+# Nothing here needs quoting in a URL, and no segment can be empty or a dot name of the file system.
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+
+
+def is_key(text: str) -> bool:
+    """Whether the text may name an object: at most 512 characters, plain segments, no `..`."""
+    return len(text) <= MAX_KEY_CHARS and ".." not in text and _KEY.fullmatch(text) is not None
+
+
+def check_key(key: str) -> None:
+    """Raise ValueError when the key could not name an object: whoever made it has a bug."""
+    if not is_key(key):
+        raise ValueError(f"not a storage key: {key[:80]!r}")

@@ -1,0 +1,118 @@
+"""Audio as files of this machine, served under `/media/` by the backend itself."""
+
+import os
+import shutil
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import anyio
+import structlog
+from anyio import to_thread
+
+from app.errors import ObjectNotFound, StorageError
+from app.storage.keys import check_key, is_key
+
+CHUNK_BYTES = 256 * 1024
+
+log = structlog.get_logger(__name__)
+
+
+class LocalStorage:
+    """Files under one folder, which nothing leaves: neither by a key nor by a symbolic link."""
+
+    def __init__(self, folder: Path, public_base_url: str) -> None:
+        self._folder = folder.resolve()
+        self._base_url = f"{public_base_url}/media"
+
+    async def put(self, key: str, source: BinaryIO, *, content_type: str) -> None:
+        """Store the source; a file's type follows from its extension, so `content_type` is not kept."""
+        check_key(key)
+        try:
+            await to_thread.run_sync(self._write, key, source)
+        except OSError as error:
+            raise _failed("音频保存失败", key, error) from error
+
+    def url(self, key: str) -> str:
+        """Give the address that the media route answers."""
+        check_key(key)
+        return f"{self._base_url}/{key}"
+
+    @asynccontextmanager
+    async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open a file as a stream of chunks."""
+        path = await to_thread.run_sync(self.path, key)
+        try:
+            file = await anyio.open_file(path, "rb")
+        except FileNotFoundError:
+            raise ObjectNotFound from None
+        except OSError as error:
+            raise _failed("音频读取失败", key, error) from error
+        async with file, aclosing(_chunks(key, file)) as chunks:
+            yield chunks
+
+    async def delete(self, key: str) -> None:
+        """Remove a file; its folder stays."""
+        check_key(key)
+        try:
+            await to_thread.run_sync(self._remove, key)
+        except OSError as error:
+            raise _failed("音频删除失败", key, error) from error
+
+    async def close(self) -> None:
+        """Nothing is kept open between calls."""
+
+    def path(self, key: str) -> Path:
+        """Find the file behind a key. It touches the disk: call it in a thread.
+
+        Raises ObjectNotFound when there is none, or when it lies outside the folder.
+        """
+        if is_key(key):
+            # OSError: absent, or a name too long for the file system; RuntimeError: links in a circle.
+            with suppress(OSError, RuntimeError):
+                path = (self._folder / key).resolve(strict=True)
+                if path.is_relative_to(self._folder) and path.is_file():
+                    return path
+        raise ObjectNotFound
+
+    def _place(self, key: str) -> Path:
+        """Where the object's own name is or will be; links among its folders must not lead outside."""
+        path = self._folder / key
+        folder = path.parent.resolve()
+        if not folder.is_relative_to(self._folder):
+            raise PermissionError("a symbolic link leads out of the media folder")
+        return folder / path.name
+
+    def _write(self, key: str, source: BinaryIO) -> None:
+        place = self._place(key)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        draft = place.with_name(f"~{uuid.uuid4().hex}")  # no key contains a tilde: drafts cannot be asked for
+        try:
+            with draft.open("xb") as file:
+                source.seek(0)
+                shutil.copyfileobj(source, file, CHUNK_BYTES)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut can leave the name in place of an empty file
+            draft.replace(place)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def _remove(self, key: str) -> None:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            self._place(key).unlink()
+
+
+async def _chunks(key: str, file: anyio.AsyncFile[bytes]) -> AsyncGenerator[bytes, None]:
+    try:
+        while chunk := await file.read(CHUNK_BYTES):
+            yield chunk
+    except OSError as error:
+        raise _failed("音频读取失败", key, error) from error
+
+
+def _failed(what: str, key: str, error: OSError) -> StorageError:
+    log.error("media_failed", key=key, error=error.strerror or str(error))
+    return StorageError(f"{what}，请管理员检查服务器的磁盘空间和数据目录权限")

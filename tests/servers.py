@@ -1,0 +1,142 @@
+"""Real processes of the product: the backend and the sandbox, on free ports."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+PROJECT = Path(__file__).resolve().parent.parent
+START_SECONDS = 30.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Server:
+    """A running `python -m app …` process."""
+
+    url: str
+    folder: Path
+    process: "subprocess.Popen[bytes]" = field(repr=False)
+
+    @property
+    def log(self) -> str:
+        """Everything that the process has written so far."""
+        return (self.folder / "server.log").read_text()
+
+    def kill(self) -> None:
+        """End the process as a crash would."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """End the process as an operator would, and give its exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(timeout=30)
+
+
+Kind = TypeVar("Kind", bound=Server)
+
+
+class Sandbox(Server):
+    """The stand-in for DashScope and OSS."""
+
+    @property
+    def ws_url(self) -> str:
+        """The CosyVoice endpoint."""
+        return self.url.replace("http", "ws") + "/api-ws/v1/inference"
+
+    def calls(self, api_key: str | None = None) -> list[dict[str, Any]]:
+        """The syntheses that the provider saw, of one key or of all."""
+        calls: list[dict[str, Any]] = httpx.get(f"{self.url}/_sandbox/calls").json()
+        return [call for call in calls if api_key in {None, call["api_key"]}]
+
+    @contextmanager
+    def faults(self, **faults: Any) -> Iterator[None]:
+        """Let things go wrong inside the block."""
+        httpx.put(f"{self.url}/_sandbox/faults", json=faults).raise_for_status()
+        try:
+            yield
+        finally:
+            httpx.put(f"{self.url}/_sandbox/faults", json={}).raise_for_status()
+
+
+@contextmanager
+def run_backend(folder: Path, environment: Mapping[str, str]) -> Iterator[Server]:
+    """Run `serve` with its data in `folder`; it is stopped at the end if it still runs."""
+    port = free_port()
+    settings = {
+        "DATA_DIR": str(folder / "data"),
+        "PUBLIC_BASE_URL": f"http://127.0.0.1:{port}",
+        "RATE_LIMIT": "100000/minute",
+        "UPSTREAM_RATE": "1000/second",
+        **environment,
+    }
+    with _run(Server, folder, ["serve", "--port", str(port)], port, "/health/live", settings) as server:
+        yield server
+
+
+@contextmanager
+def run_sandbox(folder: Path, *options: str) -> Iterator[Sandbox]:
+    """Run `sandbox` with command line options."""
+    port = free_port()
+    arguments = ["sandbox", "--port", str(port), *options]
+    with _run(Sandbox, folder, arguments, port, "/_sandbox/health", {}) as sandbox:
+        yield sandbox
+
+
+@contextmanager
+def _run(
+    kind: type[Kind], folder: Path, arguments: list[str], port: int, health: str, settings: Mapping[str, str]
+) -> Iterator[Kind]:
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error::ResourceWarning", "-m", "app", *arguments],
+            cwd=folder,
+            env={**environment, "PYTHONPATH": str(PROJECT), **settings},
+            stdout=log,
+            stderr=log,
+        )
+        server = kind(f"http://127.0.0.1:{port}", folder, process)
+        try:
+            _wait_until_up(server, health)
+            yield server
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(timeout=30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+                    raise
+
+
+def _wait_until_up(server: Server, health: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            raise RuntimeError(f"the server gave up:\n{server.log}")
+        try:
+            if httpx.get(server.url + health, timeout=2).is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise RuntimeError(f"the server did not come up:\n{server.log}")

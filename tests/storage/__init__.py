@@ -1,0 +1,1 @@
+"""Both storage backends: what they share, and what is particular to each."""

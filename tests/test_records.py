@@ -1,0 +1,185 @@
+"""Records and bills on both databases: one end, one bill, exact sums."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import IntegrityError
+
+from app.database import Database, migrate
+from app.errors import Throttled
+from app.models import Bill, Record, User
+from app.services.records import OpenRecord, Price, RecordService, show_amount
+
+PRICE = Price("character", Decimal("0.0000286706"), "CNY")
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A migrated database."""
+    await migrate(database_url)
+    database = Database(database_url)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def user_id(database: Database) -> uuid.UUID:
+    """Somebody whom records can belong to."""
+    user = User(username="u", username_key=uuid.uuid4().hex, password_hash="-", created_at=datetime.now(UTC))
+    async with database.transaction() as session:
+        session.add(user)
+    return user.id
+
+
+async def run(records: RecordService, user_id: uuid.UUID, quantity: int, error: BaseException | None = None) -> int:
+    """Run one record to its end."""
+    async with records.running(user_id, "tts", "cosyvoice-v3-plus", "{}", PRICE, 100) as record:
+        record.quantity = quantity
+        if error is not None:
+            raise error
+    return record.id
+
+
+async def only_record(database: Database) -> tuple[Record, Bill | None]:
+    async with database.snapshot() as session:
+        query = select(Record, Bill).outerjoin(Bill, Bill.record_id == Record.id)
+        record, bill = (await session.execute(query)).one()
+    return record, bill
+
+
+async def test_a_block_that_ends_well_succeeds_with_an_exact_bill(database: Database, user_id: uuid.UUID) -> None:
+    await run(RecordService(database), user_id, 5001)
+    record, bill = await only_record(database)
+    assert (record.status, record.error, record.lease_expires_at) == ("succeeded", None, None)
+    assert bill is not None
+    assert (bill.quantity, bill.unit_price, bill.amount) == (5001, PRICE.per_unit, PRICE.per_unit * 5001)
+    assert (bill.currency, bill.estimated, bill.model) == ("CNY", False, "cosyvoice-v3-plus")
+    assert record.created_at.utcoffset() == timedelta(0)
+
+
+async def test_a_known_failure_is_recorded_and_what_was_counted_is_billed(
+    database: Database, user_id: uuid.UUID
+) -> None:
+    with pytest.raises(Throttled):
+        await run(RecordService(database), user_id, 7, Throttled())
+    record, bill = await only_record(database)
+    assert (record.status, record.error, record.error_message) == ("failed", "RATE_LIMITED", "百炼平台限流，请稍后重试")
+    assert bill is not None
+    assert bill.quantity == 7
+
+
+async def test_an_unknown_failure_tells_nothing_of_itself(database: Database, user_id: uuid.UUID) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await run(RecordService(database), user_id, 0, ZeroDivisionError("sk-test-secret"))
+    record, bill = await only_record(database)
+    assert (record.status, record.error) == ("failed", "INTERNAL_ERROR")
+    assert "secret" not in (record.error_message or "")
+    assert bill is None
+
+
+async def test_a_cancelled_block_is_settled_as_interrupted(database: Database, user_id: uuid.UUID) -> None:
+    records = RecordService(database)
+    opened = asyncio.Event()
+
+    async def wait_for_ever() -> None:
+        async with records.running(user_id, "tts", "m", "{}", PRICE, 100) as record:
+            record.quantity = 3
+            opened.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(wait_for_ever())
+    await opened.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    record, bill = await only_record(database)
+    assert record.status == "interrupted"
+    assert bill is not None
+    assert (bill.quantity, bill.estimated) == (3, False)
+
+
+async def test_two_processes_cannot_settle_one_record_twice(database: Database, user_id: uuid.UUID) -> None:
+    services = [RecordService(database) for _ in range(4)]
+    record_id = await services[0]._open(user_id, "tts", "m", "{}", PRICE, 100)
+    await asyncio.gather(
+        *(
+            each._settle(OpenRecord(record_id, PRICE, quantity=number + 1), "succeeded", None)
+            for number, each in enumerate(services)
+        )
+    )
+    async with database.snapshot() as session:
+        assert await session.scalar(select(func.count()).select_from(Bill)) == 1
+
+
+async def test_a_second_bill_for_a_record_is_impossible(database: Database, user_id: uuid.UUID) -> None:
+    await run(RecordService(database), user_id, 1)
+    record, _ = await only_record(database)
+    line = {"record_id": record.id, "user_id": user_id, "model": "m", "unit": "character", "quantity": 1}
+    money = {"unit_price": PRICE.per_unit, "amount": PRICE.per_unit, "currency": "CNY"}
+    with pytest.raises(IntegrityError):
+        async with database.transaction() as session:
+            session.add(Bill(**line, **money, created_at=datetime.now(UTC)))
+
+
+async def test_records_of_a_dead_process_are_interrupted_with_an_estimate(
+    database: Database, user_id: uuid.UUID
+) -> None:
+    dead, living = RecordService(database), RecordService(database)
+    orphan = await dead._open(user_id, "tts", "m", "{}", PRICE, 42)
+    other = await living._open(user_id, "tts", "m", "{}", PRICE, 42)
+    assert await living.settle_orphans() == 0
+    async with database.transaction() as session:
+        await session.execute(update(Record).values(lease_expires_at=datetime.now(UTC) - timedelta(seconds=1)))
+    await living._renew_leases()
+    assert await living.settle_orphans() == 1
+    async with database.snapshot() as session:
+        statuses = {record.id: record.status for record in await session.scalars(select(Record))}
+        [bill] = await session.scalars(select(Bill))
+    assert statuses == {orphan: "interrupted", other: "running"}
+    assert (bill.record_id, bill.quantity, bill.estimated) == (orphan, 42, True)
+
+
+async def test_the_database_sums_bills_exactly(database: Database, user_id: uuid.UUID) -> None:
+    records = RecordService(database)
+    for quantity in range(1, 8):
+        await run(records, user_id, quantity)
+    async with database.snapshot() as session:
+        assert await session.scalar(select(func.sum(Bill.amount))) == PRICE.per_unit * 28
+
+
+async def test_two_hundred_writers_lose_nothing(database: Database, user_id: uuid.UUID) -> None:
+    records = RecordService(database)
+    gate = asyncio.Semaphore(20)
+
+    async def one() -> None:
+        async with gate:
+            await run(records, user_id, 1)
+
+    await asyncio.gather(*(one() for _ in range(200)))
+    page = await records.history(user_id, 2, 50)
+    assert page.total == 200
+    assert [record.id for record, _ in page.items] == sorted((record.id for record, _ in page.items), reverse=True)
+    assert {amount for _, amount in page.items} == {PRICE.per_unit}
+
+
+@pytest.mark.parametrize(
+    ("amount", "shown"),
+    [
+        ("0", "0"),
+        ("0.0716750", "0.0717"),
+        ("0.00025", "0.0003"),
+        ("0.00015", "0.0002"),
+        ("0.000014335", "0.0000"),
+        ("12.34565", "12.3457"),
+        ("1E+2", "100.0000"),
+    ],
+)
+def test_amounts_are_shown_half_up_to_four_places(amount: str, shown: str) -> None:
+    assert show_amount(Decimal(amount)) == shown
