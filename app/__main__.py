@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import math
+import os
 import sys
 
 from pydantic import ValidationError
@@ -51,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     sandbox = commands.add_parser("sandbox", help="a local stand-in of DashScope and OSS")
     _add_address(sandbox, SANDBOX_PORT)
     sandbox.add_argument("--realtime", action="store_true", help="send audio as fast as it plays")
+    sandbox.add_argument(
+        "--rate-limit", type=int, metavar="N", help="refuse more than N tasks per second, key and model (DashScope: 3)"
+    )
     sandbox.set_defaults(run=_sandbox)
 
     migrate = commands.add_parser("migrate", help="bring the database of DATABASE_URL to a revision")
@@ -68,6 +72,8 @@ def _serve(options: argparse.Namespace) -> int:
     import uvicorn
 
     settings = Settings()
+    if "public_base_url" not in settings.model_fields_set:
+        os.environ["PUBLIC_BASE_URL"] = f"http://localhost:{options.port}"
     uvicorn.run(
         "app.main:create_app",
         factory=True,
@@ -85,7 +91,8 @@ def _serve(options: argparse.Namespace) -> int:
 def _sandbox(options: argparse.Namespace) -> int:
     from app.sandbox import SandboxOptions, serve
 
-    serve(SandboxOptions(realtime=options.realtime), options.host, options.port)
+    sandbox = SandboxOptions(realtime=options.realtime, rate_limit_per_second=options.rate_limit)
+    serve(sandbox, options.host, options.port)
     return 0
 
 

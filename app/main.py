@@ -49,6 +49,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="0.1",
         description=_DESCRIPTION,
         lifespan=lifespan,
+        redirect_slashes=False,
         swagger_ui_parameters={"persistAuthorization": True, "displayRequestDuration": True},
     )
     app.state.metrics = metrics

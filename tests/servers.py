@@ -1,6 +1,7 @@
 """Real processes of the product: the backend and the sandbox, on free ports."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import httpx
 
 PROJECT = Path(__file__).resolve().parent.parent
 START_SECONDS = 30.0
+# uvicorn shuts down in order and then lets the signal have its way.
+ENDED_GRACEFULLY = (0, -signal.SIGTERM)
 
 
 def free_port() -> int:

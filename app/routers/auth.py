@@ -3,8 +3,7 @@
 import uuid
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends
-from fastapi.security import OAuth2PasswordRequestForm
+from fastapi import APIRouter, Form
 from pydantic import BaseModel, Field
 
 from app.routers.dependencies import ClientAddress, ServicesDep
@@ -90,9 +89,12 @@ async def login(services: ServicesDep, address: ClientAddress, form: Login) -> E
     responses=error_answers(400, 401, 429),
 )
 async def token(
-    services: ServicesDep, address: ClientAddress, form: Annotated[OAuth2PasswordRequestForm, Depends()]
+    services: ServicesDep,
+    address: ClientAddress,
+    username: Annotated[Text, Form(description="用户名", max_length=64)],
+    password: Annotated[Text, Form(description="密码", max_length=MAX_PASSWORD_CHARS)],
+    grant_type: Annotated[Literal["password"] | None, Form(description="固定为 password")] = None,
 ) -> AccessToken:
     """The same as login, spoken in OAuth2."""
-    password = form.password[: MAX_PASSWORD_CHARS + 1]
-    access_token = await services.accounts.login(form.username[:65], password, address)
+    access_token = await services.accounts.login(username, password, address)
     return AccessToken(access_token=access_token, expires_in=services.accounts.token_ttl_seconds)

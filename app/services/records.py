@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import structlog
 from sqlalchemy import func, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.database import Database
 from app.errors import AppError
@@ -34,6 +34,7 @@ Status = Literal["running", "succeeded", "failed", "abandoned", "interrupted"]
 
 LEASE = timedelta(seconds=30)
 HEARTBEAT_SECONDS = 10.0
+SETTLE_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
 _CENT_OF_CENT = Decimal("0.0001")
 
 
@@ -178,7 +179,30 @@ class RecordService:
     async def _settle(
         self, record: OpenRecord, status: Status, failure: BaseException | None, *, estimated: bool = False
     ) -> None:
-        """Give a running record its end and its bill line, once; a record that already has an end stays as it is."""
+        """Give a running record its end and its bill line, once; a record that already has an end stays as it is.
+
+        A database that is busy or away for a moment is waited for: what was paid must be written down.
+        """
+        try:
+            for delay_seconds in SETTLE_RETRY_SECONDS:
+                try:
+                    await self._write_end(record, status, failure, estimated)
+                except DBAPIError as error:
+                    log.warning("settlement_delayed", record_id=record.id, error=type(error).__name__)
+                    await asyncio.sleep(delay_seconds)
+                else:
+                    return
+            await self._write_end(record, status, failure, estimated)
+        except DBAPIError:
+            # The lease runs out, and the next sweep settles the record by estimate; this line holds the true count.
+            log.exception("record_unsettled", record_id=record.id, status=status, quantity=record.quantity)
+            raise
+        finally:
+            self._live.discard(record.id)
+
+    async def _write_end(
+        self, record: OpenRecord, status: Status, failure: BaseException | None, estimated: bool
+    ) -> None:
         now = datetime.now(UTC)
         known = failure if isinstance(failure, AppError) else AppError() if failure else None
         ending = (
@@ -213,7 +237,6 @@ class RecordService:
                         created_at=now,
                     )
                 )
-        self._live.discard(record.id)
         log.info(
             "record_settled" if settled else "record_already_settled",
             record_id=record.id,

@@ -1,0 +1,79 @@
+"""What remains of a call when our process goes away."""
+
+import asyncio
+import sqlite3
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import CreateAccount
+from tests.servers import ENDED_GRACEFULLY, Sandbox, Server, run_backend
+from tests.test_streaming import LONG_TEXT
+
+BODY = {"model": "cosyvoice-v3-flash", "voice": "longanyang", "text": LONG_TEXT, "stream": True, "format": "pcm"}
+
+
+def expire_leases(server: Server) -> None:
+    """Let the time pass that a dead process' lease still lasts."""
+    with sqlite3.connect(server.folder / "data" / "app.db", timeout=10) as database:
+        database.execute("UPDATE records SET lease_expires_at = '2026-01-01 00:00:00' WHERE status = 'running'")
+
+
+async def test_a_killed_process_leaves_an_interrupted_record_with_an_estimate(
+    tmp_path: Path, realtime_sandbox: Sandbox, create_account: CreateAccount
+) -> None:
+    environment = {"DASHSCOPE_WS_URL": realtime_sandbox.ws_url}
+    with run_backend(tmp_path, environment) as backend:
+        account = await create_account(backend)
+        with pytest.raises(httpx.TransportError):
+            async with account.client.stream("POST", "/api/audio/tts/synthesize", json=BODY) as answer:
+                async for _ in answer.aiter_raw():
+                    backend.kill()
+        expire_leases(backend)
+    with run_backend(tmp_path, environment) as restarted:
+        account.client.base_url = httpx.URL(restarted.url)
+        deadline = time.monotonic() + 10
+        while (item := (await account.history())["items"][0])["status"] == "running":
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        assert item["status"] == "interrupted"
+        assert item["bill"] == "0.0058"
+        with sqlite3.connect(tmp_path / "data" / "app.db") as database:
+            assert database.execute("SELECT quantity, estimated FROM bills").fetchall() == [(408, 1)]
+
+
+async def test_a_terminated_process_settles_what_is_under_way(
+    tmp_path: Path, realtime_sandbox: Sandbox, create_account: CreateAccount
+) -> None:
+    with run_backend(tmp_path, {"DASHSCOPE_WS_URL": realtime_sandbox.ws_url, "DRAIN_SECONDS": "1"}) as backend:
+        account = await create_account(backend)
+        with pytest.raises(httpx.TransportError):
+            async with account.client.stream("POST", "/api/audio/tts/synthesize", json=BODY) as answer:
+                async for _ in answer.aiter_raw():
+                    backend.process.terminate()
+        started = time.monotonic()
+        assert backend.stop() in ENDED_GRACEFULLY
+        assert time.monotonic() - started < 10
+    [call] = realtime_sandbox.calls(account.api_key)
+    with sqlite3.connect(tmp_path / "data" / "app.db") as database:
+        [(status,)] = database.execute("SELECT status FROM records").fetchall()
+        bills = database.execute("SELECT quantity, estimated FROM bills").fetchall()
+    assert status in {"abandoned", "interrupted"}
+    assert bills == [(call["characters"], 0)]
+
+
+async def test_short_work_is_finished_before_the_process_ends(
+    tmp_path: Path, realtime_sandbox: Sandbox, create_account: CreateAccount
+) -> None:
+    with run_backend(tmp_path, {"DASHSCOPE_WS_URL": realtime_sandbox.ws_url}) as backend:
+        account = await create_account(backend)
+        speaking = asyncio.create_task(account.synthesize("今天天气真好。", format="pcm"))
+        await asyncio.sleep(0.3)
+        backend.process.terminate()
+        answer = await speaking
+        assert answer.status_code == 200
+        assert await asyncio.to_thread(backend.stop) in ENDED_GRACEFULLY
+    with sqlite3.connect(tmp_path / "data" / "app.db") as database:
+        assert database.execute("SELECT status FROM records").fetchall() == [("succeeded",)]

@@ -1,0 +1,129 @@
+"""Sealing, tokens and password hashes: pure."""
+
+import time
+import uuid
+
+import pytest
+import time_machine
+from hypothesis import given
+from hypothesis import strategies as st
+from jose import jwt
+
+from app.errors import SealBroken, Unauthorized
+from app.security import KeySealer, TokenSigner, hash_password, mask_api_key, verify_password
+
+FIRST, SECOND = "first-sealing-key-" + "1" * 30, "second-sealing-key-" + "2" * 30
+SECRET = "signing-secret-" + "s" * 30
+API_KEY = "sk-test-0123456789abcdef"
+
+
+def test_a_sealed_key_opens_for_its_user_only() -> None:
+    owner, other = uuid.uuid4(), uuid.uuid4()
+    sealer = KeySealer((FIRST,))
+    sealed = sealer.seal(API_KEY, owner)
+    assert API_KEY.encode() not in sealed
+    assert sealer.open(sealed, owner) == API_KEY
+    assert sealer.seal(API_KEY, owner) != sealed
+    with pytest.raises(SealBroken):
+        sealer.open(sealed, other)
+
+
+def test_a_changed_byte_breaks_the_seal() -> None:
+    owner = uuid.uuid4()
+    sealer = KeySealer((FIRST,))
+    sealed = sealer.seal(API_KEY, owner)
+    for position in range(len(sealed)):
+        damaged = bytes([*sealed[:position], sealed[position] ^ 1, *sealed[position + 1 :]])
+        with pytest.raises(SealBroken):
+            sealer.open(damaged, owner)
+    for cut in (b"", sealed[:5], sealed[:13]):
+        with pytest.raises(SealBroken):
+            sealer.open(cut, owner)
+
+
+def test_sealing_keys_rotate() -> None:
+    owner = uuid.uuid4()
+    old = KeySealer((FIRST,)).seal(API_KEY, owner)
+    rotated = KeySealer((SECOND, FIRST))
+    assert rotated.open(old, owner) == API_KEY
+    assert rotated.is_outdated(old)
+    renewed = rotated.seal(API_KEY, owner)
+    assert not rotated.is_outdated(renewed)
+    assert KeySealer((SECOND,)).open(renewed, owner) == API_KEY
+    with pytest.raises(SealBroken):
+        KeySealer((SECOND,)).open(old, owner)
+
+
+def test_a_token_names_its_user_until_it_expires() -> None:
+    user_id = uuid.uuid4()
+    signer = TokenSigner(SECRET, 60)
+    token = signer.issue(user_id)
+    assert signer.read(token) == user_id
+    assert signer.issue(user_id) != token
+    with time_machine.travel(time.time() + 61), pytest.raises(Unauthorized):
+        signer.read(token)
+
+
+@pytest.mark.parametrize("missing", ["sub", "exp", "iat", "jti"])
+def test_a_token_without_a_claim_is_refused(missing: str) -> None:
+    now = int(time.time())
+    claims = {"sub": str(uuid.uuid4()), "iat": now, "exp": now + 60, "jti": "x"}
+    signer = TokenSigner(SECRET, 60)
+    assert str(signer.read(jwt.encode(claims, SECRET, algorithm="HS256"))) == claims["sub"]
+    del claims[missing]
+    with pytest.raises(Unauthorized):
+        signer.read(jwt.encode(claims, SECRET, algorithm="HS256"))
+
+
+def test_other_algorithms_and_secrets_are_refused() -> None:
+    now = int(time.time())
+    claims = {"sub": str(uuid.uuid4()), "iat": now, "exp": now + 60, "jti": "x"}
+    signer = TokenSigner(SECRET, 60)
+    forged = [jwt.encode(claims, SECRET, algorithm="HS384"), jwt.encode(claims, "x" * 40, algorithm="HS256")]
+    head, body, _ = forged[0].split(".")
+    none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0"
+    for token in (*forged, f"{none}.{body}.", f"{head}.{body}.", f"{head}..", "..", "[" * 2000, "x" * 100_000):
+        with pytest.raises(Unauthorized):
+            signer.read(token)
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_refused_as_a_token(token: str) -> None:
+    with pytest.raises(Unauthorized):
+        TokenSigner(SECRET, 60).read(token)
+
+
+def test_passwords_are_hashed_with_argon2id_and_checked() -> None:
+    password_hash = hash_password("correct-horse-battery")
+    assert password_hash.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    assert verify_password("correct-horse-battery", password_hash) == (True, None)
+    assert verify_password("Correct-horse-battery", password_hash) == (False, None)
+    assert verify_password("anything", "damaged") == (False, None)
+
+
+def test_an_unknown_user_takes_the_time_of_a_known_one() -> None:
+    password_hash = hash_password("correct-horse-battery")
+    verify_password("warm up", None)
+
+    def fastest(stored: str | None) -> float:
+        times = []
+        for _ in range(7):
+            started = time.perf_counter()
+            verify_password("wrong", stored)
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    assert 0.5 < fastest(None) / fastest(password_hash) < 2
+
+
+@pytest.mark.parametrize(
+    ("key", "masked"),
+    [
+        (API_KEY, "sk-****cdef"),
+        ("sk-short", "sk-****"),
+        ("sk-12345678901", "sk-****"),
+        ("sk-123456789012", "sk-****9012"),
+    ],
+)
+def test_a_mask_hides_most_of_the_key(key: str, masked: str) -> None:
+    assert mask_api_key(key) == masked
