@@ -1,0 +1,61 @@
+"""Faults that a test can switch on: `PUT /_sandbox/faults`. Without one, the sandbox behaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, Literal
+
+Breakage = Literal["fail", "close", "silent"]
+
+ALWAYS: Final = -1
+"""A count that never runs out."""
+
+_BREAKAGES: Final = ("fail", "close", "silent")
+
+
+@dataclass(slots=True)
+class Faults:
+    """What goes wrong next. Counts run down to 0; `ALWAYS` stays.
+
+    throttle_tasks       run-tasks refused with Throttling.RateQuota
+    refuse_handshakes    handshakes refused with HTTP `refuse_status`
+    break_tasks          tasks that break after `break_after_frames` audio frames; `break_how` is `fail`
+                         (InternalError), `close` (the socket drops without task-failed) or `silent` (nothing more)
+    oss_unavailable      object requests answered with 503
+    """
+
+    throttle_tasks: int = 0
+    refuse_handshakes: int = 0
+    refuse_status: int = 503
+    break_tasks: int = 0
+    break_after_frames: int = 0
+    break_how: Breakage = "fail"
+    oss_unavailable: int = 0
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    def take(self, name: Literal["throttle_tasks", "refuse_handshakes", "break_tasks", "oss_unavailable"]) -> bool:
+        """Use one of a fault up; False when there is none."""
+        left: int = getattr(self, name)
+        if left > 0:
+            setattr(self, name, left - 1)
+        return left != 0
+
+
+def read_faults(document: Mapping[str, Any]) -> Faults:
+    """Faults from their JSON form. Names that are absent are off; `ValueError` names what is not understood."""
+    faults = Faults()
+    names = {field.name for field in fields(faults)}
+    for name, value in document.items():
+        if name == "break_how":
+            understood = value in _BREAKAGES
+        elif name == "refuse_status":
+            understood = type(value) is int and 400 <= value <= 599
+        else:
+            understood = name in names and type(value) is int and value >= ALWAYS
+        if not understood:
+            raise ValueError(name)
+        setattr(faults, name, value)
+    return faults

@@ -1,0 +1,50 @@
+"""Looking into the sandbox and switching faults on, under `/_sandbox`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from app.sandbox.calls import CallLog
+from app.sandbox.faults import Faults, read_faults
+
+
+def observation_routes(calls: CallLog, faults: Faults) -> list[Route]:
+    """The routes that tests use; they are no part of DashScope."""
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok", "connections_opened": calls.connections_opened})
+
+    async def show_calls(request: Request) -> Response:
+        if request.method == "DELETE":
+            calls.clear()
+            return Response(status_code=204)
+        body = orjson.dumps(calls.as_json())
+        headers = {"x-sandbox-connections": str(calls.connections_opened)}
+        return Response(body, media_type="application/json", headers=headers)
+
+    async def switch_faults(request: Request) -> Response:
+        if request.method == "PUT":
+            try:
+                wanted = read_faults(orjson.loads(await request.body()))
+            except (ValueError, AttributeError) as error:
+                return JSONResponse({"error": f"not understood: {error}"}, 400)
+            _copy(wanted, faults)
+        elif request.method == "DELETE":
+            _copy(Faults(), faults)
+        return JSONResponse(faults.as_json())
+
+    return [
+        Route("/_sandbox/health", health),
+        Route("/_sandbox/calls", show_calls, methods=["GET", "DELETE"]),
+        Route("/_sandbox/faults", switch_faults, methods=["GET", "PUT", "DELETE"]),
+    ]
+
+
+def _copy(source: Faults, target: Faults) -> None:
+    for field in fields(source):
+        setattr(target, field.name, getattr(source, field.name))

@@ -1,0 +1,77 @@
+"""Which voice may speak through which model (PROTOCOL.md §1.9).
+
+`voices.json` holds the system voices. Ids that look like clones of the same model (`{model}-{prefix}-{uid}`, §3) are
+taken on trust: the sandbox has no enrolment yet.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from app.sandbox.failures import VOICE_MISSING, VOICE_REFUSED, TaskFailed
+
+MODELS: Final = frozenset(
+    {
+        "cosyvoice-v3.5-plus",
+        "cosyvoice-v3.5-flash",
+        "cosyvoice-v3-plus",
+        "cosyvoice-v3-flash",
+        "cosyvoice-v2",
+        "cosyvoice-v1",
+    }
+)
+_CLONE_SUFFIX: Final = re.compile(r"-(?:vd-)?[A-Za-z0-9]{1,10}-[A-Za-z0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """A voice as one model sees it."""
+
+    voice_id: str
+    languages: tuple[str, ...] = ("zh", "en")
+    gender: str = ""
+    cloned: bool = False
+    ssml: bool = False
+    instruct: bool = False
+    timestamp: bool = False
+
+
+def find_voice(model: str, voice_id: object) -> Voice:
+    """The voice, or the failure that the pair deserves: 418, or `Request voice is invalid!` for none (§1.9)."""
+    if not isinstance(voice_id, str) or not voice_id:
+        raise TaskFailed(VOICE_MISSING)
+    system = _system_voices().get(voice_id)
+    if system is not None:
+        voice, models = system
+        if model not in models:
+            raise TaskFailed(VOICE_REFUSED)
+        return voice
+    if voice_id.startswith(model) and _CLONE_SUFFIX.fullmatch(voice_id, len(model)):
+        modern = model != "cosyvoice-v1"
+        return Voice(voice_id, cloned=True, ssml=modern, timestamp=modern)
+    raise TaskFailed(VOICE_REFUSED)
+
+
+@functools.cache
+def _system_voices() -> dict[str, tuple[Voice, frozenset[str]]]:
+    entries = orjson.loads((Path(__file__).parent / "voices.json").read_bytes())
+    return {
+        voice_id: (
+            Voice(
+                voice_id,
+                languages=tuple(entry["languages"]),
+                gender=entry["gender"],
+                ssml=entry["ssml"],
+                instruct=entry["instruct"],
+                timestamp=entry["timestamp"],
+            ),
+            frozenset(entry["models"]),
+        )
+        for voice_id, entry in entries.items()
+    }

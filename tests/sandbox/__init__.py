@@ -1,0 +1,1 @@
+"""The stand-in of DashScope and OSS, spoken to over real sockets."""
