@@ -49,7 +49,7 @@ _REASONS = {
     "WorkSpaceNotFound": "业务空间不存在，请检查 workspace",
     "Workspace.AccessDenied": "没有该业务空间的权限，请检查 workspace",
 }
-_SECRET = re.compile(r"\b(?:sk|st)-[\w.*-]+|Bearer\s+\S+", re.IGNORECASE)
+_SECRET = re.compile(r"(?<![A-Za-z0-9])(?:sk|st)-[A-Za-z0-9_.*-]+|Bearer\s+\S+", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,6 +24,7 @@ MAX_ATTEMPTS = 4
 RETRY_BASE_SECONDS = 0.5
 # A reused socket that does not answer `run-task` within this is taken for dead and replaced.
 REUSED_START_SECONDS = 5.0
+# A provider that goes on speaking for longer than this after a cancel is left.
 CANCEL_SECONDS = 5.0
 
 
@@ -51,6 +53,7 @@ class SpeechTask:
         self._parameters = parameters
         self._silence_seconds = silence_seconds
         self._silence: asyncio.Timeout | None = None
+        self._give_up_at = math.inf
         self._cancelled = False
         self._first: bytes | None = None
         usage.characters, usage.request_id = 0, self.id
@@ -92,9 +95,9 @@ class SpeechTask:
         if self.finished or self._cancelled:
             return
         self._cancelled = True
-        self._silence_seconds = min(CANCEL_SECONDS, self._silence_seconds)
+        self._give_up_at = asyncio.get_running_loop().time() + CANCEL_SECONDS
         if self._silence is not None and not self._silence.expired():
-            self._silence.reschedule(asyncio.get_running_loop().time() + self._silence_seconds)
+            self._silence.reschedule(self._give_up_at)
         try:
             await self._send(frames.cancel_task(self.id))
         except ConnectionLost:
@@ -104,14 +107,14 @@ class SpeechTask:
         while True:
             message = await self._receive()
             if isinstance(message, bytes):
-                raise self._out_of_order("audio before task-started")
+                raise self._violation("audio before task-started")
             if message.task_id not in {None, self.id}:
                 continue  # the late word of a task that was cancelled on this socket
             if message.name == "task-started":
                 return
             if message.name == "task-failed":
                 raise self._failure(message)
-            raise self._out_of_order(f"{message.name} before task-started")
+            raise self._violation(f"{message.name} before task-started")
 
     async def _next_audio(self) -> bytes | None:
         while not self.finished:
@@ -119,7 +122,7 @@ class SpeechTask:
             if isinstance(message, bytes):
                 return message
             if message.task_id not in {None, self.id}:
-                raise self._out_of_order("event of another task")
+                raise self._violation("event of another task")
             if message.characters is not None:
                 self.usage.characters = message.characters
             self.usage.request_id = message.request_id or self.usage.request_id
@@ -130,7 +133,8 @@ class SpeechTask:
 
     async def _receive(self) -> bytes | Event:
         try:
-            async with asyncio.timeout(self._silence_seconds) as self._silence:
+            silent_at = asyncio.get_running_loop().time() + self._silence_seconds
+            async with asyncio.timeout_at(min(silent_at, self._give_up_at)) as self._silence:
                 message = await self.connection.socket.recv()
         except TimeoutError as error:
             raise UpstreamTimeout from error
@@ -143,8 +147,7 @@ class SpeechTask:
         try:
             return frames.parse_event(message)
         except MalformedEvent as error:
-            log.warning("provider_malformed_event", task_id=self.id, reason=str(error))
-            raise UpstreamError("百炼平台返回了无法识别的消息，请稍后重试") from error
+            raise self._violation(f"malformed event: {error}") from error
 
     async def _send(self, message: str) -> None:
         try:
@@ -162,11 +165,12 @@ class SpeechTask:
         log.warning("provider_task_failed", task_id=self.id, provider_code=event.error_code, error=error.code)
         return error
 
-    def _out_of_order(self, what: str) -> AppError:
-        log.warning("provider_out_of_order", task_id=self.id, what=what)
+    def _violation(self, what: str) -> AppError:
+        """The provider broke the protocol; on a reused socket that has not answered yet, it is taken for dead."""
+        log.warning("provider_broke_protocol", task_id=self.id, what=what)
         if self.connection.reused and not self.accepted:
             return ConnectionLost()
-        return UpstreamError("百炼平台的消息顺序异常，请稍后重试")
+        return UpstreamError("百炼平台返回了无法识别的消息，请稍后重试")
 
 
 class SpeechClient:
