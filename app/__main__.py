@@ -4,11 +4,12 @@ import argparse
 import asyncio
 import math
 import os
+import socket
 import sys
 
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app.settings import Settings, load_secrets
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
@@ -24,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except ValidationError as error:
         reasons = "; ".join(
-            f"{'.'.join(map(str, each['loc'])).upper() or 'settings'}: {each['msg']}" for each in error.errors()
+            f"{'.'.join(map(str, each['loc'])).upper() or 'settings'}: {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors()
         )
         print(f"Cannot start, the settings are not usable: {reasons}", file=sys.stderr)
         return 2
@@ -68,10 +70,20 @@ def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
     parser.add_argument("--port", type=int, default=port, help="port to listen on (default %(default)s)")
 
 
+def _require_free(host: str, port: int) -> None:
+    """Raise OSError when nobody can listen there, before anything is started."""
+    socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+
+
 def _serve(options: argparse.Namespace) -> int:
     import uvicorn
 
+    from app.catalog import load_prices
+
     settings = Settings()
+    load_secrets(settings)
+    load_prices(settings.prices_file)
+    _require_free(options.host, options.port)
     if "public_base_url" not in settings.model_fields_set:
         os.environ["PUBLIC_BASE_URL"] = f"http://localhost:{options.port}"
     uvicorn.run(
@@ -91,6 +103,7 @@ def _serve(options: argparse.Namespace) -> int:
 def _sandbox(options: argparse.Namespace) -> int:
     from app.sandbox import SandboxOptions, serve
 
+    _require_free(options.host, options.port)
     sandbox = SandboxOptions(realtime=options.realtime, rate_limit_per_second=options.rate_limit)
     serve(sandbox, options.host, options.port)
     return 0
@@ -99,6 +112,8 @@ def _sandbox(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from app.demo import run_demo
 
+    _require_free(options.host, options.port)
+    _require_free("127.0.0.1", options.sandbox_port)
     return asyncio.run(run_demo(options.host, options.port, options.sandbox_port))
 
 

@@ -53,13 +53,18 @@ def create_engine(url: str) -> AsyncEngine:
     """
     if make_url(url).get_backend_name() != "sqlite":
         return create_async_engine(url, pool_size=10, max_overflow=10, pool_pre_ping=True, hide_parameters=True)
-    file = make_url(url).database
-    if file and file != ":memory:":
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(url)
     engine = create_async_engine(url, hide_parameters=True)
     event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine
+
+
+def _make_folder(url: str) -> None:
+    """SQLite makes its file, but not the folder that it lies in."""
+    address = make_url(url)
+    if address.get_backend_name() == "sqlite" and address.database and address.database != ":memory:":
+        Path(address.database).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _configure_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
@@ -89,6 +94,7 @@ async def migrate(url: str, revision: str = "head") -> None:
 def _run_alembic(url: str, revision: str) -> None:
     from alembic import command
 
+    _make_folder(url)
     config = alembic_config(url)
     if revision.startswith("-") or revision == "base":
         command.downgrade(config, revision)

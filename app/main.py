@@ -10,7 +10,7 @@ from fastapi_offline import FastAPIOffline
 
 from app.errors import AppError
 from app.observability import App, Metrics, RequestContext, configure_logs
-from app.routers import auth, health, history, media, speech, users
+from app.routers import auth, health, history, media, pages, speech, users
 from app.routers.body_limit import BodyLimit
 from app.routers.failures import add_failure_handlers, error_response
 from app.services import open_services
@@ -49,16 +49,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="0.1",
         description=_DESCRIPTION,
         lifespan=lifespan,
+        redoc_url=None,  # see pages
         redirect_slashes=False,
         swagger_ui_parameters={"displayRequestDuration": True},
     )
     app.state.metrics = metrics
-    for router in (auth.router, users.router, speech.router, history.router, health.router):
+    for router in (auth.router, users.router, speech.router, history.router, health.router, pages.router):
         app.include_router(router)
     if settings.storage == "local":
         app.include_router(media.router)
     add_failure_handlers(app)
-    _describe_validation_as_400(app)
+    _describe_errors_as_answered(app)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.allowed_origins,
@@ -75,8 +76,8 @@ def _render_unexpected() -> App:
     return error_response(AppError())
 
 
-def _describe_validation_as_400(app: FastAPI) -> None:
-    """Take FastAPI's own 422 answers out of the schema: validation answers 400 in the envelope."""
+def _describe_errors_as_answered(app: FastAPI) -> None:
+    """Mend the schema's error answers: validation answers 400, not 422, and FastAPI drops nulls from examples."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -85,6 +86,9 @@ def _describe_validation_as_400(app: FastAPI) -> None:
             for operations in schema["paths"].values():
                 for operation in operations.values():
                     operation["responses"].pop("422", None)
+                    for answer in operation["responses"].values():
+                        if example := answer.get("content", {}).get("application/json", {}).get("example"):
+                            example.setdefault("data", None)
             for name in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(name, None)
         return app.openapi_schema or {}

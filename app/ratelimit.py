@@ -4,14 +4,15 @@ import asyncio
 import math
 import time
 from functools import lru_cache
+from typing import Any
 from weakref import WeakValueDictionary
 
 import structlog
 from limits import RateLimitItem, parse
-from limits.aio.storage import MemoryStorage, Storage
+from limits.aio.storage import MemoryStorage, RedisStorage, Storage
 from limits.aio.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
-from limits.storage import storage_from_string
+from redis.asyncio import BlockingConnectionPool
 
 from app.errors import RateLimited
 
@@ -19,6 +20,8 @@ log = structlog.get_logger(__name__)
 
 # Calls travel: two that leave a second apart may arrive a little closer together.
 TURN_MARGIN_SECONDS = 0.05
+REDIS_CONNECTIONS = 32
+REDIS_SECONDS = 2.0
 
 
 class RateLimiter:
@@ -28,7 +31,11 @@ class RateLimiter:
     """
 
     def __init__(self, redis_url: str | None = None) -> None:
-        storage = _storage(redis_url)
+        self._connections = _redis_connections(redis_url) if redis_url else None
+        storage: Storage = MemoryStorage()
+        if redis_url:
+            options: dict[str, Any] = {"connection_pool": self._connections}
+            storage = RedisStorage(redis_url, wrap_exceptions=True, implementation="redispy", **options)
         self._refusing = SlidingWindowCounterRateLimiter(storage)
         self._pacing = MovingWindowRateLimiter(storage)
         self._queues: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
@@ -65,18 +72,29 @@ class RateLimiter:
             try:
                 while not await self._pacing.hit(item, *identity):
                     window = await self._pacing.get_window_stats(item, *identity)
+                    _honour_cancellation()
                     await asyncio.sleep(max(0.0, window.reset_time - time.time()) + TURN_MARGIN_SECONDS)
             except StorageError:
                 log.warning("rate_limit_store_unreachable")
+        _honour_cancellation()
+
+    async def close(self) -> None:
+        """Close the connections to Redis, if there are any."""
+        if self._connections is not None:
+            await self._connections.aclose()
 
 
-def _storage(redis_url: str | None) -> Storage:
-    if redis_url is None:
-        return MemoryStorage()
-    storage = storage_from_string(f"async+{redis_url}", implementation="redispy", wrap_exceptions=True)
-    if not isinstance(storage, Storage):
-        raise TypeError("REDIS_URL must begin with redis:// or rediss://")
-    return storage
+def _redis_connections(redis_url: str) -> BlockingConnectionPool:
+    return BlockingConnectionPool.from_url(
+        redis_url, max_connections=REDIS_CONNECTIONS, timeout=REDIS_SECONDS, socket_timeout=REDIS_SECONDS
+    )
+
+
+def _honour_cancellation() -> None:
+    """Raise the cancellation that the Redis client swallowed: nobody waits for this turn any more."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 @lru_cache

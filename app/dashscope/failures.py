@@ -42,6 +42,7 @@ _REASONS = {
     "DataInspectionFailed": "内容可能不合规，请修改后重试",
     "data_inspection_failed": "内容可能不合规，请修改后重试",
     "Throttling.AllocationQuota": "百炼账号的免费额度已用完",
+    "insufficient_quota": "百炼账号的免费额度已用完",
     "InternalError": "百炼平台内部错误，请稍后重试",
     "SystemError": "百炼平台内部错误，请稍后重试",
     "ModelServingError": "百炼平台繁忙，请稍后重试",
@@ -55,6 +56,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 def explain(code: str, message: str) -> AppError:
     """Turn the provider's error into ours: the one place where that is decided."""
+    code = _plain(code)
     if code in {"InvalidApiKey", "invalid_api_key"}:
         return InvalidApiKey()
     if code in _INVALID_MODEL or _says(message, _BAD_MODEL_WORDS):
@@ -81,9 +83,9 @@ def may_retry(error: AppError, *, accepted: bool) -> bool:
 
 
 def _is_throttle(code: str, message: str) -> bool:
-    if code in _THROTTLED or _says(message, _THROTTLED_WORDS):
-        return True
-    return code.startswith("Throttling") and not _says(message, _FREE_QUOTA_WORDS)
+    if _says(message, _FREE_QUOTA_WORDS):
+        return False
+    return code in _THROTTLED or code.startswith("Throttling") or _says(message, _THROTTLED_WORDS)
 
 
 def _says(message: str, phrases: tuple[str, ...]) -> bool:

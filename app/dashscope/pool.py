@@ -49,11 +49,12 @@ class Credential:
 
 @dataclass(eq=False, slots=True)
 class Connection:
-    """One open socket; `reused` says that it has carried a task before."""
+    """One open socket; `reused` says that it has carried a task before, `retired` that it may not carry another."""
 
     socket: ClientConnection
     credential: Credential
     reused: bool = False
+    retired: bool = False
     expiry: asyncio.TimerHandle | None = None
 
 
@@ -71,6 +72,7 @@ class ConnectionPool:
         self._handshake_seconds = handshake_seconds
         self._idle_seconds = idle_seconds
         self._idle: defaultdict[Credential, list[Connection]] = defaultdict(list)
+        self._busy: set[Connection] = set()
         self._closing: set[asyncio.Task[None]] = set()
 
     async def acquire(self, credential: Credential, *, fresh: bool = False) -> Connection:
@@ -81,15 +83,19 @@ class ConnectionPool:
         while not fresh and (connection := self._take_idle(credential)):
             if connection.socket.state is State.OPEN:
                 connection.reused = True
+                self._busy.add(connection)
                 return connection
             self.discard(connection)
-        return Connection(await self._open(credential), credential)
+        connection = Connection(await self._open(credential), credential)
+        self._busy.add(connection)
+        return connection
 
     def release(self, connection: Connection) -> None:
         """Give back a connection whose task has ended with `task-finished`."""
-        if connection.socket.state is not State.OPEN:
+        if connection.retired or connection.socket.state is not State.OPEN:
             self.discard(connection)
             return
+        self._busy.discard(connection)
         idle = self._idle[connection.credential]
         connection.expiry = asyncio.get_running_loop().call_later(self._idle_seconds, self._expire, connection)
         idle.append(connection)
@@ -98,18 +104,23 @@ class ConnectionPool:
 
     def discard(self, connection: Connection) -> None:
         """Close a connection that is not fit for another task, without waiting for it."""
+        self._busy.discard(connection)
         task = asyncio.create_task(connection.socket.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
     def forget(self, api_key: str) -> None:
-        """Close the idle connections of a key that was replaced or deleted."""
+        """Close the connections of a key that was replaced or deleted: idle ones now, busy ones after their task."""
+        for connection in self._busy:
+            connection.retired = connection.retired or connection.credential.api_key == api_key
         for credential in [each for each in self._idle if each.api_key == api_key]:
             for connection in list(self._idle[credential]):
                 self._expire(connection)
 
     async def close(self) -> None:
-        """Close everything that is idle and wait for it."""
+        """Close everything that is idle and wait for it; what is still busy closes after its task."""
+        for connection in self._busy:
+            connection.retired = True
         for connections in list(self._idle.values()):
             for connection in list(connections):
                 self._expire(connection)
@@ -182,6 +193,6 @@ def _explain_refusal(refusal: InvalidStatus) -> AppError:
         return error if isinstance(error, Throttled) or code else Throttled()
     if status >= 500:
         return ConnectionLost(f"百炼平台暂时不可用（HTTP {status}），请稍后重试")
-    if status in {401, 403} and not code:
+    if status == 401 or (status == 403 and not code):
         return InvalidApiKey()
     return explain(str(code or f"HTTP {status}"), str(message or ""))

@@ -55,6 +55,7 @@ class SpeechTask:
         self._silence: asyncio.Timeout | None = None
         self._give_up_at = math.inf
         self._cancelled = False
+        self._work_began = False
         self._first: bytes | None = None
         usage.characters, usage.request_id = 0, self.id
 
@@ -64,14 +65,14 @@ class SpeechTask:
         Raises ConnectionLost, UpstreamTimeout, or what `task-failed` means.
         """
         await self._send(frames.run_task(self.id, self._parameters))
-        if self.connection.reused:
-            try:
-                async with asyncio.timeout(min(REUSED_START_SECONDS, self._silence_seconds)):
-                    await self._wait_until_started()
-            except TimeoutError as error:
-                raise ConnectionLost from error
-        else:
-            await self._wait_until_started()
+        reused = self.connection.reused
+        try:
+            async with asyncio.timeout(
+                min(REUSED_START_SECONDS, self._silence_seconds) if reused else self._silence_seconds
+            ):
+                await self._wait_until_started()
+        except TimeoutError as error:
+            raise (ConnectionLost if reused else UpstreamTimeout) from error
 
     async def speak(self, text: str) -> None:
         """Send the whole text, and wait until the provider answers with audio, the end, or a failure."""
@@ -97,10 +98,10 @@ class SpeechTask:
         self._cancelled = True
         self._give_up_at = asyncio.get_running_loop().time() + CANCEL_SECONDS
         if self._silence is not None and not self._silence.expired():
-            self._silence.reschedule(self._give_up_at)
+            self._silence.reschedule(min(self._silence.when() or math.inf, self._give_up_at))
         try:
             await self._send(frames.cancel_task(self.id))
-        except ConnectionLost:
+        except (ConnectionLost, UpstreamTimeout):
             log.info("provider_gone_before_cancel", task_id=self.id)
 
     async def _wait_until_started(self) -> None:
@@ -120,6 +121,7 @@ class SpeechTask:
         while not self.finished:
             message = await self._receive()
             if isinstance(message, bytes):
+                self._work_began = True
                 return message
             if message.task_id not in {None, self.id}:
                 raise self._violation("event of another task")
@@ -128,6 +130,7 @@ class SpeechTask:
             self.usage.request_id = message.request_id or self.usage.request_id
             if message.name == "task-failed":
                 raise self._failure(message)
+            self._work_began = True
             self.finished = message.name == "task-finished"
         return None
 
@@ -160,7 +163,7 @@ class SpeechTask:
 
     def _failure(self, event: Event) -> AppError:
         error = explain(event.error_code, event.error_message)
-        if isinstance(error, Throttled) and not self.usage.characters:
+        if isinstance(error, Throttled) and not self._work_began:
             self.accepted = False  # throttled before work (§1.10)
         log.warning("provider_task_failed", task_id=self.id, provider_code=event.error_code, error=error.code)
         return error

@@ -1,10 +1,10 @@
 """The user's history: spec 5.1."""
 
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, Field
 
 from app.models import Record
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
@@ -38,10 +38,6 @@ class HistoryItem(BaseModel):
     bill: str = Field(description="费用（元）", examples=["0.0021"])
     created_at: str = Field(description="创建时间", examples=["2025-12-30T10:30:00"])
 
-    @model_serializer(mode="wrap")
-    def _leave_out_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in serialize(self).items() if value is not None}
-
 
 class History(BaseModel):
     """一页历史记录。"""
@@ -57,6 +53,7 @@ class History(BaseModel):
     summary="历史记录",
     description="当前用户的语音操作历史，最新的在前，支持分页和类型筛选。",
     responses=error_answers(400, 401, 429),
+    response_model_exclude_none=True,
 )
 async def get_history(
     services: ServicesDep,

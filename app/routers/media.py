@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse
 
 from app.audio import CONTENT_TYPES
+from app.routers.envelope import error_answers
 from app.storage import LocalStorage
 
 # A key is never written twice with other content, so a player may keep what it has.
@@ -31,6 +32,7 @@ async def local_storage(request: Request) -> LocalStorage:
         200: {"content": {content_type: {} for content_type in CONTENT_TYPES.values()}},
         206: {"description": "所请求的字节范围"},
         416: {"description": "请求的字节范围超出文件大小"},
+        **error_answers(404),
     },
     tags=["媒体文件"],
 )

@@ -68,5 +68,6 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         with suppress(asyncio.CancelledError):
             await leases
         await pool.close()
+        await limiter.close()
         await storage.close()
         await database.close()

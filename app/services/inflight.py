@@ -9,6 +9,7 @@ import structlog
 from app.errors import AppError
 
 log = structlog.get_logger(__name__)
+CANCEL_SECONDS = 5.0
 Result = TypeVar("Result")
 
 
@@ -30,11 +31,12 @@ class InFlight:
         if not self._tasks:
             return
         _, late = await asyncio.wait(set(self._tasks), timeout=seconds)
-        for task in late:
-            task.cancel()
         if late:
             log.warning("drain_cut_short", tasks=len(late))
-            await asyncio.wait(late)
+        while late:  # some libraries swallow a cancellation on Python 3.11: say it until it is heard
+            for task in late:
+                task.cancel()
+            _, late = await asyncio.wait(late, timeout=CANCEL_SECONDS)
 
     def _finish(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
