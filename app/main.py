@@ -20,7 +20,7 @@ from app.settings import Settings
 MAX_BODY_BYTES = 1024 * 1024
 
 _DESCRIPTION = """\
-自托管的 AI 语音后端：语音合成、语音识别与声音复刻，使用每个用户自己的百炼 API Key。
+自托管的 AI 语音后端：用每个用户自己的百炼 API Key 合成语音，保存音频，并记录每次调用的费用。
 
 1. `POST /api/auth/register` 注册；
 2. 点击右上角 **Authorize**，填写用户名与密码登录；

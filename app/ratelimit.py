@@ -84,6 +84,11 @@ class RateLimiter:
             await self._connections.aclose()
 
 
+def burst_of(rate: str) -> int:
+    """How many calls a rate lets through at once."""
+    return _parse(rate).amount
+
+
 def _redis_connections(redis_url: str) -> BlockingConnectionPool:
     return BlockingConnectionPool.from_url(
         redis_url, max_connections=REDIS_CONNECTIONS, timeout=REDIS_SECONDS, socket_timeout=REDIS_SECONDS

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import structlog
 from websockets.exceptions import ConnectionClosed
@@ -59,18 +60,21 @@ class SpeechTask:
         self._first: bytes | None = None
         usage.characters, usage.request_id = 0, self.id
 
-    async def start(self) -> None:
-        """Open the task and wait until the provider is ready for text. No work is accepted yet.
+    async def submit(self) -> None:
+        """Ask for the task; this is what the provider's rate limit counts (§1.10). Raises ConnectionLost."""
+        await self._send(frames.run_task(self.id, self._parameters))
+
+    async def wait_until_started(self) -> None:
+        """Wait until the provider is ready for text. No work is accepted yet.
 
         Raises ConnectionLost, UpstreamTimeout, or what `task-failed` means.
         """
-        await self._send(frames.run_task(self.id, self._parameters))
         reused = self.connection.reused
         try:
             async with asyncio.timeout(
                 min(REUSED_START_SECONDS, self._silence_seconds) if reused else self._silence_seconds
             ):
-                await self._wait_until_started()
+                await self._read_until_started()
         except TimeoutError as error:
             raise (ConnectionLost if reused else UpstreamTimeout) from error
 
@@ -104,7 +108,7 @@ class SpeechTask:
         except (ConnectionLost, UpstreamTimeout):
             log.info("provider_gone_before_cancel", task_id=self.id)
 
-    async def _wait_until_started(self) -> None:
+    async def _read_until_started(self) -> None:
         while True:
             message = await self._receive()
             if isinstance(message, bytes):
@@ -180,11 +184,17 @@ class SpeechClient:
     """Speaks text through CosyVoice, with retries that can never buy the same text twice."""
 
     def __init__(
-        self, pool: ConnectionPool, wait_for_turn: Callable[[Credential, str], Awaitable[None]], silence_seconds: float
+        self,
+        pool: ConnectionPool,
+        wait_for_turn: Callable[[Credential, str], Awaitable[None]],
+        submissions_at_once: int,
+        silence_seconds: float,
     ) -> None:
         self._pool = pool
         self._wait_for_turn = wait_for_turn
+        self._submissions_at_once = submissions_at_once
         self._silence_seconds = silence_seconds
+        self._lines: WeakValueDictionary[tuple[Credential, str], asyncio.Semaphore] = WeakValueDictionary()
 
     @asynccontextmanager
     async def speak(
@@ -221,13 +231,17 @@ class SpeechClient:
         usage: Usage,
         still_wanted: Callable[[], bool],
     ) -> SpeechTask:
-        await self._wait_for_turn(credential, parameters.model)
+        needs_turn = True
         for attempt in itertools.count(1):
             task: SpeechTask | None = None
             try:
-                connection = await self._pool.acquire(credential, fresh=attempt > 1)
-                task = SpeechTask(connection, parameters, usage, self._silence_seconds)
-                await task.start()
+                async with self._line(credential, parameters.model):
+                    connection = await self._pool.acquire(credential, fresh=attempt > 1)
+                    task = SpeechTask(connection, parameters, usage, self._silence_seconds)
+                    if needs_turn:
+                        await self._wait_for_turn(credential, parameters.model)
+                    await task.submit()
+                await task.wait_until_started()
                 if not still_wanted():
                     raise Abandoned
                 await task.speak(text)
@@ -240,12 +254,17 @@ class SpeechClient:
                 if attempt == MAX_ATTEMPTS:
                     raise
                 log.info("provider_retry", attempt=attempt, error=type(error).__name__)
-                if task is None or not task.connection.reused or isinstance(error, Throttled):
+                was_dead = task is not None and task.connection.reused and isinstance(error, ConnectionLost)
+                needs_turn = not was_dead
+                if not was_dead:
                     await asyncio.sleep(_backoff_seconds(attempt))
-                    await self._wait_for_turn(credential, parameters.model)
             else:
                 return task
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _line(self, credential: Credential, model: str) -> asyncio.Semaphore:
+        """Where callers queue, so that no more hold a connection than the rate lets submit at once."""
+        return self._lines.setdefault((credential, model), asyncio.Semaphore(self._submissions_at_once))
 
     def _leave(self, task: SpeechTask) -> None:
         if task.finished:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from app.catalog import PriceList, load_prices
 from app.dashscope import ConnectionPool, Credential, SpeechClient
 from app.database import Database, migrate, require_current_schema
-from app.ratelimit import RateLimiter
+from app.ratelimit import RateLimiter, burst_of
 from app.security import KeySealer, TokenSigner
 from app.services.accounts import AccountService
 from app.services.inflight import InFlight
@@ -52,7 +52,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     async def wait_for_turn(credential: Credential, model: str) -> None:
         await limiter.wait(settings.upstream_rate, credential.fingerprint, model)
 
-    speech = SpeechClient(pool, wait_for_turn, settings.upstream_timeout)
+    speech = SpeechClient(pool, wait_for_turn, burst_of(settings.upstream_rate), settings.upstream_timeout)
     signer = TokenSigner(secrets.jwt_secret, settings.token_ttl_seconds)
     sealer = KeySealer(secrets.credential_keys)
     accounts = AccountService(settings, database, signer, sealer, limiter, pool, speech)

@@ -26,7 +26,7 @@ class Speaker:
     ) -> AsyncIterator[SpeechTask]:
         """A running synthesis."""
         self.usage, self.heard = Usage(), []
-        client = SpeechClient(self.pool, self._take_turn, self.silence_seconds)
+        client = SpeechClient(self.pool, self._take_turn, 3, self.silence_seconds)
         async with client.speak(self.credential, PARAMETERS, text, self.usage, still_wanted) as task:
             yield task
 
@@ -39,7 +39,7 @@ class Speaker:
 
     async def verify(self) -> None:
         """Have the key checked."""
-        await SpeechClient(self.pool, self._take_turn, self.silence_seconds).verify(self.credential)
+        await SpeechClient(self.pool, self._take_turn, 3, self.silence_seconds).verify(self.credential)
 
     async def _take_turn(self, credential: Credential, model: str) -> None:
         self.turns.append((credential, model))

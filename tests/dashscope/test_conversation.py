@@ -60,7 +60,7 @@ async def test_every_parameter_has_its_wire_name(provider: Provider, speaker: Sp
     async def at_once(credential: Credential, model: str) -> None:
         assert (credential, model) == (speaker.credential, "cosyvoice-v2")
 
-    client = SpeechClient(speaker.pool, at_once, 5)
+    client = SpeechClient(speaker.pool, at_once, 3, 5)
     async with client.speak(speaker.credential, parameters, "<speak>好</speak>", Usage()) as task:
         async for _ in task.audio():
             pass
