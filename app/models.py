@@ -124,8 +124,8 @@ class Record(Table):
 
     `status` starts as `running` and ends, once, as `succeeded`, `failed`, `abandoned` (the client left) or
     `interrupted` (we died). `unit_price` is the price per unit that the call was opened with, `expected_quantity`
-    what the whole work would count. `lease_expires_at` is renewed by the living process that works on the record;
-    when it has passed, nobody does.
+    what the work that was handed over will count in all. `lease_expires_at` is renewed by the living process that
+    works on the record; when it has passed, nobody does.
     """
 
     __tablename__ = "records"

@@ -1,7 +1,16 @@
 """What can be asked for and what it costs: models, prices and system voices, from the data files beside this one."""
 
 from app.catalog.prices import PriceList, count_characters, load_prices
-from app.catalog.speech import SpeechModel, SystemVoice, VoiceFeatures, find_speech_model, find_voice, speech_models
+from app.catalog.speech import (
+    SpeechModel,
+    SystemVoice,
+    VoiceFeatures,
+    find_speech_model,
+    find_voice,
+    looks_cloned,
+    speech_models,
+    was_cloned_for,
+)
 
 __all__ = [
     "PriceList",
@@ -12,5 +21,7 @@ __all__ = [
     "find_speech_model",
     "find_voice",
     "load_prices",
+    "looks_cloned",
     "speech_models",
+    "was_cloned_for",
 ]

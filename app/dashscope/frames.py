@@ -1,11 +1,13 @@
 """The CosyVoice WebSocket messages (PROTOCOL §1.3 to §1.5). Pure: text in, text out, no sockets."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
-EventName = Literal["task-started", "result-generated", "task-finished", "task-failed"]
+from app.audio import AudioFormat
+
+MAX_CHARACTERS = 10**9  # far beyond the 200,000 of a task (§1.8); what is larger is no count
 
 
 class MalformedEvent(ValueError):
@@ -18,7 +20,7 @@ class SpeechParameters:
 
     model: str
     voice: str
-    format: str = "mp3"
+    format: AudioFormat = "mp3"
     sample_rate: int = 22050
     volume: int = 50
     rate: float = 1.0
@@ -123,6 +125,6 @@ def _characters(payload: dict[str, Any]) -> int | None:
     count = _object(payload, "usage").get("characters")
     if count is None:
         return None
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_CHARACTERS:
         raise MalformedEvent("usage.characters is not a count")
     return count

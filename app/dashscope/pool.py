@@ -16,7 +16,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.protocol import State
 
 from app.dashscope.failures import explain
-from app.errors import AppError, ConnectionLost, HandshakeTimeout, InvalidApiKey, Throttled
+from app.errors import AppError, ConnectionLost, HandshakeTimeout, InvalidApiKey
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +57,11 @@ class Connection:
     retired: bool = False
     expiry: asyncio.TimerHandle | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether neither side has closed it, as far as is known here."""
+        return self.socket.state is State.OPEN
+
 
 class _Handshake(connect):
     """Never follows a redirect: the key would travel to a host that the operator did not name."""
@@ -81,7 +86,7 @@ class ConnectionPool:
         Raises InvalidApiKey, Throttled, ConnectionLost or HandshakeTimeout; no work was accepted then.
         """
         while not fresh and (connection := self._take_idle(credential)):
-            if connection.socket.state is State.OPEN:
+            if connection.is_open:
                 connection.reused = True
                 self._busy.add(connection)
                 return connection
@@ -92,7 +97,7 @@ class ConnectionPool:
 
     def release(self, connection: Connection) -> None:
         """Give back a connection whose task has ended with `task-finished`."""
-        if connection.retired or connection.socket.state is not State.OPEN:
+        if connection.retired or not connection.is_open:
             self.discard(connection)
             return
         self._busy.discard(connection)
@@ -132,15 +137,15 @@ class ConnectionPool:
         if not idle:
             return None
         connection = idle.pop()
-        self._settle_idle(connection)
+        self._leave_idle(connection)
         return connection
 
     def _expire(self, connection: Connection) -> None:
         self._idle[connection.credential].remove(connection)
-        self._settle_idle(connection)
+        self._leave_idle(connection)
         self.discard(connection)
 
-    def _settle_idle(self, connection: Connection) -> None:
+    def _leave_idle(self, connection: Connection) -> None:
         if connection.expiry is not None:
             connection.expiry.cancel()
             connection.expiry = None
@@ -189,8 +194,7 @@ def _explain_refusal(refusal: InvalidStatus) -> AppError:
     message = body.get("message") if isinstance(body, dict) else None
     log.warning("provider_handshake_refused", status=status, provider_code=code)
     if status == 429:
-        error = explain(str(code or "Throttling"), str(message or ""))
-        return error if isinstance(error, Throttled) or code else Throttled()
+        return explain(str(code or "Throttling"), str(message or ""))
     if status >= 500:
         return ConnectionLost(f"百炼平台暂时不可用（HTTP {status}），请稍后重试")
     if status == 401 or (status == 403 and not code):

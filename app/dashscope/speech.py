@@ -180,6 +180,10 @@ class SpeechTask:
         return UpstreamError("百炼平台返回了无法识别的消息，请稍后重试")
 
 
+async def _nothing() -> None:
+    """Nothing is to be done before the text is sent."""
+
+
 class SpeechClient:
     """Speaks text through CosyVoice, with retries that can never buy the same text twice."""
 
@@ -203,14 +207,15 @@ class SpeechClient:
         parameters: SpeechParameters,
         text: str,
         usage: Usage,
+        before_text: Callable[[], Awaitable[None]] = _nothing,
         still_wanted: Callable[[], bool] = lambda: True,
     ) -> AsyncIterator[SpeechTask]:
         """Run one synthesis; the block starts once the provider has begun to answer, and reads `task.audio()`.
 
-        `still_wanted` is asked last thing before the text is sent, which is when it begins to cost money.
+        Money begins with the text: `before_text` is awaited before it is sent, `still_wanted` asked last thing.
         Raises whatever ended the task; `usage` then holds what the provider counted until that point.
         """
-        task = await self._begin(credential, parameters, text, usage, still_wanted)
+        task = await self._begin(credential, parameters, text, usage, before_text, still_wanted)
         try:
             yield task
         finally:
@@ -229,6 +234,7 @@ class SpeechClient:
         parameters: SpeechParameters,
         text: str,
         usage: Usage,
+        before_text: Callable[[], Awaitable[None]],
         still_wanted: Callable[[], bool],
     ) -> SpeechTask:
         needs_turn = True
@@ -236,12 +242,18 @@ class SpeechClient:
             task: SpeechTask | None = None
             try:
                 async with self._line(credential, parameters.model):
+                    if not still_wanted():
+                        raise Abandoned
                     connection = await self._pool.acquire(credential, fresh=attempt > 1)
                     task = SpeechTask(connection, parameters, usage, self._silence_seconds)
                     if needs_turn:
                         await self._wait_for_turn(credential, parameters.model)
+                    if not connection.is_open:
+                        self._pool.discard(connection)
+                        connection = await self._pool.acquire(credential, fresh=True)
+                        task = SpeechTask(connection, parameters, usage, self._silence_seconds)
                     await task.submit()
-                await task.wait_until_started()
+                await asyncio.gather(task.wait_until_started(), before_text())
                 if not still_wanted():
                     raise Abandoned
                 await task.speak(text)

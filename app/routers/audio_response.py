@@ -2,7 +2,6 @@
 
 import asyncio
 
-from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -19,11 +18,11 @@ class AudioResponse(Response):
     client takes half a sentence for a whole one.
     """
 
-    def __init__(self, listener: Listener, media_type: str, background: BackgroundTask | None = None) -> None:
+    def __init__(self, listener: Listener, media_type: str) -> None:
         self._listener = listener
         self.status_code = 200
         self.media_type = media_type
-        self.background = background
+        self.background = None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
 
@@ -34,7 +33,7 @@ class AudioResponse(Response):
         try:
             async for chunk in self._listener.chunks():
                 if not started:
-                    self.headers["X-Record-Id"] = str(await self._listener.record_id)
+                    self.headers["X-Record-Id"] = str(self._listener.record_id)
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                     started = True
                 async with asyncio.timeout(STALLED_CLIENT_SECONDS):

@@ -9,9 +9,8 @@ from pydantic import BaseModel, Field
 from app.models import Record
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, error_answers
-from app.routers.users import show_time
+from app.routers.presentation import show_amount, show_time
 from app.services import Services
-from app.services.records import show_amount
 
 router = APIRouter(prefix="/api/audio", tags=["历史记录"], dependencies=[Depends(limit_rate)])
 

@@ -6,14 +6,14 @@ from fastapi import APIRouter, Body, Depends
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.audio import CONTENT_TYPES
+from app.audio import CONTENT_TYPES, AudioFormat
 from app.catalog import speech_models
 from app.dashscope import SpeechParameters
 from app.routers.audio_response import AudioResponse
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, error_answers
 from app.routers.fields import Text
-from app.services.records import show_amount
+from app.routers.presentation import show_amount
 from app.services.synthesis import MAX_TEXT_CHARS
 
 router = APIRouter(prefix="/api/audio/tts", tags=["语音合成"], dependencies=[Depends(limit_rate)])
@@ -33,7 +33,7 @@ class SpeechRequest(BaseModel):
         repr=False,
     )
     stream: bool = Field(default=False, description="是否使用流式输出")
-    format: Literal["mp3", "wav", "pcm", "opus"] = Field(default="mp3", description="音频格式")
+    format: AudioFormat = Field(default="mp3", description="音频格式")
     sample_rate: Literal[8000, 16000, 22050, 24000, 44100, 48000] = Field(default=22050, description="采样率（Hz）")
     volume: int = Field(default=50, ge=0, le=100, description="音量")
     speech_rate: float = Field(default=1.0, ge=0.5, le=2.0, description="语速")

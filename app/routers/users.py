@@ -1,7 +1,6 @@
 """The user's own account and DashScope key."""
 
 import uuid
-from datetime import datetime
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel, Field, field_validator
 from app.models import ApiKey
 from app.routers.dependencies import CurrentUser, ServicesDep
 from app.routers.envelope import Envelope, error_answers
+from app.routers.presentation import show_time
 
 router = APIRouter(prefix="/api/user", tags=["账号"])
 
@@ -106,11 +106,6 @@ async def delete_api_key(services: ServicesDep, user: CurrentUser) -> Envelope[N
     """Forget the stored key."""
     await services.accounts.delete_api_key(user.id)
     return Envelope(data=None)
-
-
-def show_time(moment: datetime, zone: ZoneInfo) -> str:
-    """An instant as clients see it: local wall time without zone, to the second."""
-    return moment.astimezone(zone).replace(tzinfo=None).isoformat(timespec="seconds")
 
 
 def _shown(row: ApiKey, zone: ZoneInfo) -> StoredApiKey:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from app.catalog import PriceList, load_prices
@@ -16,6 +16,9 @@ from app.services.records import RecordService
 from app.services.synthesis import SynthesisService
 from app.settings import Settings, load_secrets
 from app.storage import Storage, create_storage
+
+# Callers of one key and model that hold a connection while they wait for their turn.
+MAX_SUBMISSIONS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,32 +45,35 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     prices = load_prices(settings.prices_file)
     if settings.auto_migrate:
         await migrate(settings.database_url)
-    database = Database(settings.database_url)
-    if not settings.auto_migrate:
-        await require_current_schema(database)
-    storage = await asyncio.to_thread(create_storage, settings)
-    limiter = RateLimiter(settings.redis_url)
-    pool = ConnectionPool(handshake_seconds=settings.handshake_seconds)
+    async with AsyncExitStack() as resources:
+        database = Database(settings.database_url)
+        resources.push_async_callback(database.close)
+        if not settings.auto_migrate:
+            await require_current_schema(database)
+        storage = await asyncio.to_thread(create_storage, settings)
+        resources.push_async_callback(storage.close)
+        limiter = RateLimiter(settings.redis_url)
+        resources.push_async_callback(limiter.close)
+        pool = ConnectionPool(handshake_seconds=settings.handshake_seconds)
+        resources.push_async_callback(pool.close)
 
-    async def wait_for_turn(credential: Credential, model: str) -> None:
-        await limiter.wait(settings.upstream_rate, credential.fingerprint, model)
+        async def wait_for_turn(credential: Credential, model: str) -> None:
+            await limiter.wait(settings.upstream_rate, credential.fingerprint, model)
 
-    speech = SpeechClient(pool, wait_for_turn, burst_of(settings.upstream_rate), settings.upstream_timeout)
-    signer = TokenSigner(secrets.jwt_secret, settings.token_ttl_seconds)
-    sealer = KeySealer(secrets.credential_keys)
-    accounts = AccountService(settings, database, signer, sealer, limiter, pool, speech)
-    records = RecordService(database)
-    in_flight = InFlight()
-    synthesis = SynthesisService(settings, prices, accounts, records, speech, storage, in_flight)
-    leases = asyncio.create_task(records.keep_leases())
-    try:
+        at_once = min(burst_of(settings.upstream_rate), MAX_SUBMISSIONS_AT_ONCE)
+        speech = SpeechClient(pool, wait_for_turn, at_once, settings.upstream_timeout)
+        signer = TokenSigner(secrets.jwt_secret, settings.token_ttl_seconds)
+        sealer = KeySealer(secrets.credential_keys)
+        accounts = AccountService(settings, database, signer, sealer, limiter, pool, speech)
+        records = RecordService(database)
+        leases = asyncio.create_task(records.keep_leases())
+        resources.push_async_callback(_cancelled, leases)
+        in_flight = InFlight()
+        resources.push_async_callback(in_flight.drain)
+        synthesis = SynthesisService(settings, prices, accounts, records, speech, storage, in_flight)
         yield Services(settings, database, storage, limiter, prices, accounts, records, synthesis)
-    finally:
-        await in_flight.drain(settings.drain_seconds)
-        leases.cancel()
-        with suppress(asyncio.CancelledError):
-            await leases
-        await pool.close()
-        await limiter.close()
-        await storage.close()
-        await database.close()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

@@ -1,7 +1,8 @@
 """Work that outlives the request it came from: tracked, and waited for at shutdown."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import structlog
@@ -9,15 +10,21 @@ import structlog
 from app.errors import AppError
 
 log = structlog.get_logger(__name__)
+
+# How long work may go on at shutdown by itself, after it was asked to stop, and between cancellations.
+GRACE_SECONDS = 5.0
+STOP_SECONDS = 8.0
 CANCEL_SECONDS = 5.0
 Result = TypeVar("Result")
 
 
 class InFlight:
-    """Tasks that no hang-up cancels. `drain()` lets them end, and cancels what does not end in time."""
+    """Tasks that no hang-up cancels. `drain()` lets them end, then asks them to stop, and cancels them at last."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._stops: set[Callable[[], object]] = set()
+        self.stopping = False
 
     def start(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Run work on its own; its unexpected failures are logged even when nobody waits for it."""
@@ -26,17 +33,34 @@ class InFlight:
         task.add_done_callback(self._finish)
         return task
 
-    async def drain(self, seconds: float) -> None:
-        """Wait for what is under way; after `seconds` cancel it, and wait until it has settled."""
-        if not self._tasks:
-            return
-        _, late = await asyncio.wait(set(self._tasks), timeout=seconds)
-        if late:
-            log.warning("drain_cut_short", tasks=len(late))
-        while late:  # some libraries swallow a cancellation on Python 3.11: say it until it is heard
-            for task in late:
+    @contextmanager
+    def stoppable(self, stop: Callable[[], object]) -> Iterator[None]:
+        """Inside the block, have `stop` called when the process is about to end; at once when it already is."""
+        self._stops.add(stop)
+        try:
+            if self.stopping:
+                stop()
+            yield
+        finally:
+            self._stops.discard(stop)
+
+    async def drain(self, grace_seconds: float = GRACE_SECONDS) -> None:
+        """Bring everything under way to its settlement: by waiting, by asking it to stop, by cancelling it."""
+        await self._wait(grace_seconds)
+        self.stopping = True
+        for stop in list(self._stops):
+            stop()
+        await self._wait(STOP_SECONDS)
+        while self._tasks:  # some libraries swallow a cancellation on Python 3.11: say it until it is heard
+            log.warning("drain_cut_short", tasks=len(self._tasks))
+            for task in self._tasks:
                 task.cancel()
-            _, late = await asyncio.wait(late, timeout=CANCEL_SECONDS)
+            await self._wait(CANCEL_SECONDS)
+
+    async def _wait(self, seconds: float) -> None:
+        deadline = asyncio.get_running_loop().time() + seconds
+        while self._tasks and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait(set(self._tasks), timeout=left)
 
     def _finish(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

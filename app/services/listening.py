@@ -5,8 +5,31 @@ from collections.abc import AsyncIterator, Callable
 
 import anyio
 
+from app.errors import AppError
 
-class Listener:
+
+class Audience:
+    """Whom a synthesis is spoken to. This one is empty: the plain call only wants the stored audio."""
+
+    left = False
+
+    def welcome(self, record_id: int) -> None:
+        """Tell which record the synthesis has."""
+
+    def on_leave(self, call: Callable[[], object]) -> None:
+        """Have `call` made when the audience leaves; at once when it already has."""
+
+    async def hear(self, chunk: bytes) -> None:
+        """Pass a chunk on; without effect once the audience has left."""
+
+    def end(self, failure: AppError | None = None) -> None:
+        """Say that no more comes: all was said, or `failure` cut it off. The first word counts."""
+
+    def end_within(self, seconds: float) -> None:
+        """Say that all was said once the audio is kept, but hold the audience back no longer than this."""
+
+
+class Listener(Audience):
     """A client of a streamed synthesis: chunks pass one by one, and the speaker learns when nobody listens any more.
 
     At most one chunk waits; a slow client slows the speaker down, and through it the provider.
@@ -14,35 +37,33 @@ class Listener:
 
     def __init__(self) -> None:
         self._inlet, self._outlet = anyio.create_memory_object_stream[bytes](1)
-        self._failure: BaseException | None = None
-        self._on_leave: Callable[[], object] | None = None
         self._ended = False
+        self._failure: AppError | None = None
+        self._on_leave: Callable[[], object] | None = None
         self.left = False
-        self.record_id: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.record_id: int | None = None
+
+    def welcome(self, record_id: int) -> None:
+        self.record_id = record_id
 
     def on_leave(self, call: Callable[[], object]) -> None:
-        """Have `call` made when the client leaves; at once when it already has."""
         self._on_leave = call
         if self.left:
             call()
 
     async def hear(self, chunk: bytes) -> None:
-        """Pass a chunk on; without effect once the client has left."""
         try:
             await self._inlet.send(chunk)
         except anyio.BrokenResourceError:
             self.leave()
 
-    def end(self, failure: BaseException | None = None) -> None:
-        """Say that no more comes: all was said, or `failure` cut it off. The first word counts."""
-        if self._ended:
-            return
-        self._ended = True
-        self._failure = failure
-        self._inlet.close()
+    def end(self, failure: AppError | None = None) -> None:
+        if not self._ended:
+            self._ended = True
+            self._failure = failure
+            self._inlet.close()
 
     def end_within(self, seconds: float) -> None:
-        """Say that all was said once the audio is kept, but hold the client back no longer than this."""
         asyncio.get_running_loop().call_later(seconds, self.end)
 
     async def chunks(self) -> AsyncIterator[bytes]:

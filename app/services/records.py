@@ -12,17 +12,18 @@ Every transition is one conditional UPDATE from `running`, in one transaction wi
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from decimal import ROUND_HALF_UP, Decimal
-from typing import Any, Literal
+from decimal import Decimal
+from typing import Literal
 
 import structlog
 from sqlalchemy import func, select, update
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
+from app.completion import run_to_end
 from app.database import Database
 from app.errors import AppError
 from app.models import PROVIDER_ID_CHARS, Bill, Record
@@ -35,7 +36,8 @@ Status = Literal["running", "succeeded", "failed", "abandoned", "interrupted"]
 LEASE = timedelta(seconds=30)
 HEARTBEAT_SECONDS = 10.0
 SETTLE_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
-_CENT_OF_CENT = Decimal("0.0001")
+# asyncpg's refused connections arrive as plain OSErrors.
+UNAVAILABLE = (SQLAlchemyError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class OpenRecord:
     provider_request_id: str | None = None
     output_key: str | None = None
     duration_ms: int | None = None
-    abandoned: bool = False
+    cut_off: Literal["abandoned", "interrupted"] | None = None
 
     @property
     def amount(self) -> Decimal:
@@ -88,26 +90,31 @@ class RecordService:
         model: str,
         input_data: str,
         price: Price,
-        expected_quantity: int,
     ) -> AsyncIterator[OpenRecord]:
-        """Open a record, and settle it when the block ends: as succeeded only when nothing was raised.
-
-        `expected_quantity` is what the whole work would count, billed as an estimate should this process die.
-        """
-        record = OpenRecord(await self._open(user_id, kind, model, input_data, price, expected_quantity), price)
+        """Open a record, and settle it when the block ends: as succeeded only when nothing was raised."""
+        record = OpenRecord(await self._open(user_id, kind, model, input_data, price), price)
         status: Status = "failed"
         failure: BaseException | None = None
         try:
             yield record
-            status = "abandoned" if record.abandoned else "succeeded"
+            status = record.cut_off or "succeeded"
         except asyncio.CancelledError as error:
             status, failure = "interrupted", error
             raise
         except BaseException as error:
-            status, failure = ("abandoned" if record.abandoned else "failed"), error
+            status, failure = record.cut_off or "failed", error
             raise
         finally:
-            await _uncancelled(self._settle(record, status, failure))
+            await run_to_end(self._settle(record, status, failure))
+
+    async def foresee(self, record: OpenRecord, quantity: int) -> None:
+        """Note what the work will count in all, right before it is handed over.
+
+        It is billed as an estimate should this process die; before it is noted, a death costs nothing.
+        """
+        note = update(Record).where(Record.id == record.id, Record.status == "running")
+        async with self._database.transaction() as session:
+            await session.execute(note.values(expected_quantity=quantity))
 
     async def history(
         self, user_id: uuid.UUID, page: int, page_size: int, kind: RecordType | None = None
@@ -129,11 +136,15 @@ class RecordService:
 
     async def keep_leases(self) -> None:
         """Until cancelled: renew the leases of this process' records and end those that nobody works on any more."""
+        sweep_from = datetime.now(UTC)
         while True:
             try:
                 await self._renew_leases()
-                await self.settle_orphans()
-            except SQLAlchemyError as error:
+                if datetime.now(UTC) >= sweep_from:
+                    await self.settle_orphans()
+            except UNAVAILABLE as error:
+                # Others could not renew either: give the living time for it before anything is swept.
+                sweep_from = datetime.now(UTC) + LEASE
                 log.warning("lease_round_failed", error=type(error).__name__)
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
@@ -155,7 +166,6 @@ class RecordService:
         model: str,
         input_data: str,
         price: Price,
-        expected_quantity: int,
     ) -> int:
         now = datetime.now(UTC)
         record = Record(
@@ -167,7 +177,7 @@ class RecordService:
             unit=price.unit,
             unit_price=price.per_unit,
             currency=price.currency,
-            expected_quantity=expected_quantity,
+            expected_quantity=0,
             created_at=now,
             lease_expires_at=now + LEASE,
         )
@@ -187,13 +197,13 @@ class RecordService:
             for delay_seconds in SETTLE_RETRY_SECONDS:
                 try:
                     await self._write_end(record, status, failure, estimated)
-                except DBAPIError as error:
+                except UNAVAILABLE as error:
                     log.warning("settlement_delayed", record_id=record.id, error=type(error).__name__)
                     await asyncio.sleep(delay_seconds)
                 else:
                     return
             await self._write_end(record, status, failure, estimated)
-        except DBAPIError:
+        except Exception:
             # The lease runs out, and the next sweep settles the record by estimate; this line holds the true count.
             log.exception("record_unsettled", record_id=record.id, status=status, quantity=record.quantity)
             raise
@@ -205,9 +215,10 @@ class RecordService:
     ) -> None:
         now = datetime.now(UTC)
         known = failure if isinstance(failure, AppError) else AppError() if failure else None
+        still_due = [Record.lease_expires_at < now] if estimated else []
         ending = (
             update(Record)
-            .where(Record.id == record.id, Record.status == "running")
+            .where(Record.id == record.id, Record.status == "running", *still_due)
             .values(
                 status=status,
                 output_key=record.output_key,
@@ -237,7 +248,8 @@ class RecordService:
                         created_at=now,
                     )
                 )
-        log.info(
+        report = log.info if settled else log.warning
+        report(
             "record_settled" if settled else "record_already_settled",
             record_id=record.id,
             status=status,
@@ -257,18 +269,3 @@ class RecordService:
         )
         async with self._database.transaction() as session:
             await session.execute(renewal)
-
-
-def show_amount(amount: Decimal) -> str:
-    """An amount as clients see it: half-up to 4 places, `0` when free."""
-    return str(amount.quantize(_CENT_OF_CENT, ROUND_HALF_UP)) if amount else "0"
-
-
-async def _uncancelled(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end even when the caller is cancelled meanwhile; the cancellation is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise

@@ -7,14 +7,22 @@ import uuid
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from typing import BinaryIO, cast
 
 import structlog
 from anyio import to_thread
 
-from app.audio import CONTENT_TYPES, AudioFormat, correct_wav_header, measure_duration_ms
-from app.catalog import PriceList, count_characters, find_speech_model, find_voice
-from app.catalog.speech import SystemVoice, looks_cloned, was_cloned_for
+from app.audio import CONTENT_TYPES, correct_wav_header, measure_duration_ms
+from app.catalog import (
+    PriceList,
+    SystemVoice,
+    count_characters,
+    find_speech_model,
+    find_voice,
+    looks_cloned,
+    was_cloned_for,
+)
 from app.dashscope import Credential, SpeechClient, SpeechParameters, Usage
 from app.errors import (
     AppError,
@@ -23,12 +31,13 @@ from app.errors import (
     InvalidRequest,
     InvalidVoice,
     ModelVoiceMismatch,
+    NotReady,
     TextTooLong,
     UpstreamError,
 )
 from app.services.accounts import AccountService
 from app.services.inflight import InFlight
-from app.services.listening import Listener
+from app.services.listening import Audience, Listener
 from app.services.records import OpenRecord, Price, RecordService
 from app.settings import Settings
 from app.storage import Storage
@@ -82,7 +91,12 @@ class SynthesisService:
         """
         parameters = _checked(parameters, text)
         credential = await self._accounts.credential(user_id)
-        return await asyncio.shield(self._in_flight.start(self._perform(user_id, credential, parameters, text)))
+        work = self._perform(user_id, credential, parameters, text, Audience())
+        record = await asyncio.shield(self._in_flight.start(work))
+        if record.output_key is None or record.duration_ms is None:
+            raise NotReady("服务正在重启，合成已中止，已合成的部分见历史记录")
+        url = self._storage.url(record.output_key)
+        return SpokenAudio(record.id, url, record.duration_ms, record.quantity, record.amount)
 
     async def stream(self, user_id: uuid.UUID, parameters: SpeechParameters, text: str) -> Listener:
         """Speak a text to a listener; the same audio is kept. The record is settled also when the listener leaves.
@@ -92,53 +106,35 @@ class SynthesisService:
         parameters = _checked(parameters, text)
         credential = await self._accounts.credential(user_id)
         listener = Listener()
-        self._in_flight.start(self._perform_for(listener, user_id, credential, parameters, text))
+        self._in_flight.start(self._perform(user_id, credential, parameters, text, listener))
         return listener
 
-    async def _perform_for(
-        self, listener: Listener, user_id: uuid.UUID, credential: Credential, parameters: SpeechParameters, text: str
-    ) -> None:
-        try:
-            await self._perform(user_id, credential, parameters, text, listener)
-        except BaseException as error:
-            listener.end(error if isinstance(error, AppError) else AppError())
-            if not listener.record_id.done():
-                listener.record_id.cancel()
-            raise
-        listener.end()
-
     async def _perform(
-        self,
-        user_id: uuid.UUID,
-        credential: Credential,
-        parameters: SpeechParameters,
-        text: str,
-        listener: Listener | None = None,
-    ) -> SpokenAudio:
+        self, user_id: uuid.UUID, credential: Credential, parameters: SpeechParameters, text: str, audience: Audience
+    ) -> OpenRecord:
+        """Speak, keep and settle. Gives the record as it was settled, or raises what it failed with."""
         price = Price("character", self._prices.per_character(parameters.model), self._prices.currency)
-        expected = count_characters(text, ssml=parameters.enable_ssml)
-        running = self._records.running(user_id, "tts", parameters.model, _describe(parameters, text), price, expected)
-        async with running as record, _Spool() as spool:
-            if listener is not None:
-                listener.record_id.set_result(record.id)
-            failure = await self._speak(record, credential, parameters, text, spool, listener)
-            if listener is not None:
-                record.abandoned = listener.left
+        asked = _describe(parameters, text)
+        try:
+            async with (
+                self._records.running(user_id, "tts", parameters.model, asked, price) as record,
+                _Spool() as spool,
+            ):
+                audience.welcome(record.id)
+                failure = await self._speak(record, credential, parameters, text, spool, audience)
                 if failure is None:
-                    listener.end_within(KEEPING_SECONDS)
-            if spool.size:
-                await self._keep(record, spool, parameters)
-            if failure is not None:
-                raise failure
-            if record.duration_ms is None and not record.abandoned:
-                raise UpstreamError("百炼平台没有返回可播放的音频，请稍后重试")
-        return SpokenAudio(
-            record.id,
-            self._storage.url(record.output_key) if record.output_key else "",
-            record.duration_ms or 0,
-            record.quantity,
-            record.amount,
-        )
+                    audience.end_within(KEEPING_SECONDS)
+                if spool.size:
+                    await self._keep(record, spool, parameters)
+                if failure is not None:
+                    raise failure
+                if record.duration_ms is None and record.cut_off is None:
+                    raise UpstreamError("百炼平台没有返回可播放的音频，请稍后重试")
+        except BaseException as error:
+            audience.end(error if isinstance(error, AppError) else AppError())
+            raise
+        audience.end()
+        return record
 
     async def _speak(
         self,
@@ -147,28 +143,36 @@ class SynthesisService:
         parameters: SpeechParameters,
         text: str,
         spool: "_Spool",
-        listener: Listener | None,
+        audience: Audience,
     ) -> AppError | None:
-        """Bring the audio into the spool, and to the listener. Gives what cut it off; the count is in the record."""
+        """Bring the audio into the spool and to the audience. Gives what cut it off; the count is in the record."""
         usage = Usage()
-        wanted = (lambda: not listener.left) if listener is not None else (lambda: True)
+        foresee = partial(self._records.foresee, record, count_characters(text, ssml=parameters.enable_ssml))
+        speaking = self._speech.speak(credential, parameters, text, usage, foresee, lambda: not audience.left)
         try:
-            async with self._speech.speak(credential, parameters, text, usage, wanted) as task:
-                if listener is not None:
-                    listener.on_leave(lambda: self._in_flight.start(task.cancel()))
-                async for chunk in task.audio():
-                    await spool.write(chunk)
-                    if listener is not None:
-                        await listener.hear(chunk)
+            async with speaking as task:
+
+                def stop() -> None:
+                    self._in_flight.start(task.cancel())
+
+                audience.on_leave(stop)
+                with self._in_flight.stoppable(stop):
+                    async for chunk in task.audio():
+                        await spool.write(chunk)
+                        await audience.hear(chunk)
         except AppError as error:
             return error
         finally:
             record.quantity, record.provider_request_id = usage.characters, usage.request_id
+            if audience.left:
+                record.cut_off = "abandoned"
+            elif self._in_flight.stopping:
+                record.cut_off = "interrupted"
         return None
 
     async def _keep(self, record: OpenRecord, spool: "_Spool", parameters: SpeechParameters) -> None:
         """Store what was spoken, byte for byte but for a WAV header with unknown sizes. Raises StorageError."""
-        audio_format = cast(AudioFormat, parameters.format)
+        audio_format = parameters.format
         if audio_format == "wav":
             await to_thread.run_sync(correct_wav_header, spool.file)
         today = datetime.now(self._settings.zone).strftime("%Y%m%d")

@@ -27,7 +27,7 @@ class Speaker:
         """A running synthesis."""
         self.usage, self.heard = Usage(), []
         client = SpeechClient(self.pool, self._take_turn, 3, self.silence_seconds)
-        async with client.speak(self.credential, PARAMETERS, text, self.usage, still_wanted) as task:
+        async with client.speak(self.credential, PARAMETERS, text, self.usage, still_wanted=still_wanted) as task:
             yield task
 
     async def say(self, text: str = "你好", still_wanted: Callable[[], bool] = lambda: True) -> bytes:

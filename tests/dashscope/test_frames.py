@@ -14,7 +14,7 @@ anything = st.recursive(
     max_leaves=8,
 )
 names = st.sampled_from(["task-started", "result-generated", "task-finished", "task-failed"])
-counts = st.integers(min_value=0, max_value=2**63 - 1)
+counts = st.integers(min_value=0, max_value=10**9)
 
 
 def parse(text: str) -> Event | None:
