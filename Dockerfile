@@ -27,5 +27,5 @@ VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health/live', timeout=3)"]
-# Work under way gets DRAIN_SECONDS (25) to finish: allow more than that with `docker stop --time 30`.
+# Requests under way get DRAIN_SECONDS (25), the rest up to 15 more to settle: `docker run --stop-timeout 45`.
 CMD ["python", "-m", "app", "serve", "--host", "0.0.0.0"]

@@ -7,7 +7,9 @@ import os
 import socket
 import sys
 
+from alembic.util.exc import CommandError
 from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.settings import Settings, load_secrets
 
@@ -30,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         print(f"Cannot start, the settings are not usable: {reasons}", file=sys.stderr)
         return 2
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, SQLAlchemyError, CommandError) as error:
         print(f"Cannot start: {error}", file=sys.stderr)
         return 2
     return result
@@ -60,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     sandbox.set_defaults(run=_sandbox)
 
     migrate = commands.add_parser("migrate", help="bring the database of DATABASE_URL to a revision")
-    migrate.add_argument("revision", nargs="?", default="head", help="default: head; also base, or -1 for one back")
+    migrate.add_argument(
+        "revision", nargs="?", default="head", help="head (the default), a later revision, -1 for one back, or base"
+    )
     migrate.set_defaults(run=_migrate)
     return parser
 

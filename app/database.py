@@ -32,7 +32,7 @@ class Database:
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncSession]:
-        """One read unit: sees one state of the database and leaves nothing behind."""
+        """One read unit, which leaves nothing behind."""
         async with self._read() as session:
             yield session
 
@@ -64,7 +64,7 @@ def _make_folder(url: str) -> None:
     """SQLite makes its file, but not the folder that it lies in."""
     address = make_url(url)
     if address.get_backend_name() == "sqlite" and address.database and address.database != ":memory:":
-        Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+        Path(address.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _configure_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

@@ -25,7 +25,8 @@ async def run_demo(host: str, port: int, sandbox_port: int) -> int:
     Raises RuntimeError when a server does not come up or the first sentence fails.
     """
     data_dir = Path("data/demo")
-    url = f"http://{'localhost' if host in {'127.0.0.1', '0.0.0.0'} else host}:{port}"  # noqa: S104 - compared only
+    reachable = "localhost" if host in {"127.0.0.1", "0.0.0.0"} else f"[{host}]" if ":" in host else host  # noqa: S104
+    url = f"http://{reachable}:{port}"
     settings = Settings(
         environment="development",
         data_dir=data_dir,

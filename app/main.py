@@ -2,17 +2,16 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
-from app.errors import AppError
-from app.observability import App, Metrics, RequestContext, configure_logs
+from app.observability import Metrics, RequestContext, configure_logs
 from app.routers import auth, health, history, media, pages, speech, users
 from app.routers.body_limit import BodyLimit
-from app.routers.failures import add_failure_handlers, error_response
+from app.routers.envelope import describe_errors_as_answered
+from app.routers.failures import AnswerUnexpected, add_failure_handlers
 from app.services import open_services
 from app.settings import Settings
 
@@ -59,7 +58,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.storage == "local":
         app.include_router(media.router)
     add_failure_handlers(app)
-    _describe_errors_as_answered(app)
+    describe_errors_as_answered(app)
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(AnswerUnexpected)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.allowed_origins,
@@ -67,30 +68,5 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         allow_headers=["*"],
         expose_headers=["X-Request-Id", "X-Record-Id", "Retry-After"],
     )
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES)
-    app.add_middleware(RequestContext, metrics=metrics, render_failure=_render_unexpected)
+    app.add_middleware(RequestContext, metrics=metrics)
     return app
-
-
-def _render_unexpected() -> App:
-    return error_response(AppError())
-
-
-def _describe_errors_as_answered(app: FastAPI) -> None:
-    """Mend the schema's error answers: validation answers 400, not 422, and FastAPI drops nulls from examples."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = generate()
-            for operations in schema["paths"].values():
-                for operation in operations.values():
-                    operation["responses"].pop("422", None)
-                    for answer in operation["responses"].values():
-                        if example := answer.get("content", {}).get("application/json", {}).get("example"):
-                            example.setdefault("data", None)
-            for name in ("HTTPValidationError", "ValidationError"):
-                schema["components"]["schemas"].pop(name, None)
-        return app.openapi_schema or {}
-
-    app.openapi = openapi  # type: ignore[method-assign]

@@ -72,16 +72,11 @@ class Metrics:
 
 
 class RequestContext:
-    """The outermost layer: names each request, logs and counts it, and answers what nobody caught.
+    """The outermost layer: names each request, logs it and counts it."""
 
-    `render_failure` makes the answer to an unexpected exception; an exception after the answer has begun is raised on,
-    so that the server breaks the connection off visibly.
-    """
-
-    def __init__(self, app: App, metrics: Metrics, render_failure: Callable[[], App]) -> None:
+    def __init__(self, app: App, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
-        self._render_failure = render_failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -102,11 +97,6 @@ class RequestContext:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_named)
-            except Exception as error:
-                log.exception("request_failed", error=type(error).__name__, answered=bool(status))
-                if status:
-                    raise
-                await self._render_failure()(scope, receive, send_named)
             finally:
                 self._observe(scope, status, time.perf_counter() - started)
 

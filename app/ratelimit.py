@@ -3,6 +3,8 @@
 import asyncio
 import math
 import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 from weakref import WeakValueDictionary
@@ -19,9 +21,11 @@ from app.errors import RateLimited
 log = structlog.get_logger(__name__)
 
 # Calls travel: two that leave a second apart may arrive a little closer together.
-TURN_MARGIN_SECONDS = 0.05
+TURN_MARGIN_SECONDS = 0.1
 REDIS_CONNECTIONS = 32
 REDIS_SECONDS = 2.0
+# A store that failed is not asked again for this long, so that its time-outs do not slow every call down.
+UNREACHABLE_SECONDS = 10.0
 
 
 class RateLimiter:
@@ -38,45 +42,48 @@ class RateLimiter:
             storage = RedisStorage(redis_url, wrap_exceptions=True, implementation="redispy", **options)
         self._refusing = SlidingWindowCounterRateLimiter(storage)
         self._pacing = MovingWindowRateLimiter(storage)
+        self._unreachable_until = 0.0
         self._queues: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
 
     async def check(self, rate: str, *identity: str) -> None:
         """Count one call. Raises RateLimited, with the seconds to wait, beyond the rate."""
-        item = _parse(rate)
-        try:
-            if await self._refusing.hit(item, *identity):
-                return
-            window = await self._refusing.get_window_stats(item, *identity)
-        except StorageError:
-            log.warning("rate_limit_store_unreachable")
-            return
-        raise RateLimited(retry_after_seconds=_seconds_until(window.reset_time))
+        await self._refuse_unless(self._refusing.hit, rate, identity)
 
     async def require(self, rate: str, *identity: str) -> None:
         """Refuse when the rate is used up, without counting this call. Raises RateLimited."""
-        item = _parse(rate)
-        try:
-            if await self._refusing.test(item, *identity):
-                return
-            window = await self._refusing.get_window_stats(item, *identity)
-        except StorageError:
-            log.warning("rate_limit_store_unreachable")
-            return
-        raise RateLimited(retry_after_seconds=_seconds_until(window.reset_time))
+        await self._refuse_unless(self._refusing.test, rate, identity)
 
     async def wait(self, rate: str, *identity: str) -> None:
         """Wait for a turn within the rate, first come first served."""
         item = _parse(rate)
         queue = self._queues.setdefault((rate, *identity), asyncio.Lock())
         async with queue:
-            try:
-                while not await self._pacing.hit(item, *identity):
+            with self._open_when_unreachable():
+                while self._is_reachable() and not await self._pacing.hit(item, *identity):
                     window = await self._pacing.get_window_stats(item, *identity)
                     _honour_cancellation()
                     await asyncio.sleep(max(0.0, window.reset_time - time.time()) + TURN_MARGIN_SECONDS)
-            except StorageError:
-                log.warning("rate_limit_store_unreachable")
         _honour_cancellation()
+
+    async def _refuse_unless(
+        self, passes: Callable[..., Awaitable[bool]], rate: str, identity: tuple[str, ...]
+    ) -> None:
+        item = _parse(rate)
+        with self._open_when_unreachable():
+            if self._is_reachable() and not await passes(item, *identity):
+                window = await self._refusing.get_window_stats(item, *identity)
+                raise RateLimited(retry_after_seconds=max(1, math.ceil(window.reset_time - time.time())))
+
+    def _is_reachable(self) -> bool:
+        return time.monotonic() >= self._unreachable_until
+
+    @contextmanager
+    def _open_when_unreachable(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageError:
+            self._unreachable_until = time.monotonic() + UNREACHABLE_SECONDS
+            log.warning("rate_limit_store_unreachable", asked_again_after_seconds=UNREACHABLE_SECONDS)
 
     async def close(self) -> None:
         """Close the connections to Redis, if there are any."""
@@ -105,7 +112,3 @@ def _honour_cancellation() -> None:
 @lru_cache
 def _parse(rate: str) -> RateLimitItem:
     return parse(rate)
-
-
-def _seconds_until(reset_time: float) -> int:
-    return max(1, math.ceil(reset_time - time.time()))

@@ -96,20 +96,19 @@ class KeySealer:
         nonce = os.urandom(NONCE_BYTES)
         return key_id + nonce + cipher.encrypt(nonce, api_key.encode(), _binding(user_id))
 
-    def open(self, sealed: bytes, user_id: uuid.UUID) -> str:
-        """Open a key of this user. Raises SealBroken when it was sealed for another, damaged, or its key is gone."""
+    def open(self, sealed: bytes, user_id: uuid.UUID) -> tuple[str, bool]:
+        """Open a key of this user, and say whether another than the first key had sealed it.
+
+        Raises SealBroken when it was sealed for another user, is damaged, or its sealing key is gone.
+        """
         nonce, ciphertext = sealed[1 : 1 + NONCE_BYTES], sealed[1 + NONCE_BYTES :]
-        for key_id, cipher in self._ciphers:
+        for position, (key_id, cipher) in enumerate(self._ciphers):
             if key_id == sealed[:1]:
                 try:
-                    return cipher.decrypt(nonce, ciphertext, _binding(user_id)).decode()
+                    return cipher.decrypt(nonce, ciphertext, _binding(user_id)).decode(), position > 0
                 except (InvalidTag, ValueError):
                     continue
         raise SealBroken
-
-    def is_outdated(self, sealed: bytes) -> bool:
-        """Whether a key other than the first one sealed this."""
-        return sealed[:1] != self._ciphers[0][0]
 
 
 def _derive(key: str) -> bytes:

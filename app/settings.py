@@ -78,20 +78,22 @@ class Settings(BaseSettings):
     def _known_limit(cls, value: str | None) -> str | None:
         if value is not None:
             try:
-                parse(value)
+                amount = parse(value).amount
             except ValueError as error:
                 raise ValueError(f"{value!r} is not a limit such as 120/minute") from error
+            if amount < 1:
+                raise ValueError(f"{value!r} would let nothing through")
         return value
 
-    @field_validator("dashscope_ws_url", "public_base_url", "oss_public_base_url")
+    @field_validator("dashscope_ws_url")
     @classmethod
-    def _plain_url(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme not in {"http", "https", "ws", "wss"} or not parts.hostname:
-            raise ValueError(f"{value!r} is not an http(s) or ws(s) URL")
-        return value.rstrip("/")
+    def _websocket_url(cls, value: str | None) -> str | None:
+        return value and _checked_url(value, "ws", "wss")
+
+    @field_validator("public_base_url", "oss_public_base_url")
+    @classmethod
+    def _http_url(cls, value: str | None) -> str | None:
+        return value and _checked_url(value, "http", "https")
 
     @model_validator(mode="after")
     def _derive(self) -> Self:
@@ -169,6 +171,13 @@ def load_secrets(settings: Settings) -> Secrets:
     return Secrets(jwt_secret, keys)
 
 
+def _checked_url(value: str, *schemes: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in schemes or not parts.hostname:
+        raise ValueError(f"{value!r} is not a URL that begins with {'://, '.join(schemes)}://")
+    return value.rstrip("/")
+
+
 def _secret(given: SecretStr | None, file: Path) -> str:
     return given.get_secret_value() if given is not None else read_or_create_secret(file)
 
@@ -176,7 +185,7 @@ def _secret(given: SecretStr | None, file: Path) -> str:
 def read_or_create_secret(file: Path, entropy_bytes: int = 48) -> str:
     """Read a generated secret of mode 0600; make it first when there is none. Two processes agree on one."""
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as stream:

@@ -77,3 +77,46 @@ async def test_short_work_is_finished_before_the_process_ends(
         assert await asyncio.to_thread(backend.stop) in ENDED_GRACEFULLY
     with sqlite3.connect(tmp_path / "data" / "app.db") as database:
         assert database.execute("SELECT status FROM records").fetchall() == [("succeeded",)]
+
+
+async def test_a_plain_call_that_outlasts_the_drain_is_told_billed_and_kept(
+    tmp_path: Path, realtime_sandbox: Sandbox, create_account: CreateAccount
+) -> None:
+    with run_backend(tmp_path, {"DASHSCOPE_WS_URL": realtime_sandbox.ws_url, "DRAIN_SECONDS": "1"}) as backend:
+        account = await create_account(backend)
+        speaking = asyncio.create_task(account.synthesize(LONG_TEXT * 4, format="pcm"))
+        await asyncio.sleep(1.5)
+        backend.process.terminate()
+        answer = await speaking
+        assert (answer.status_code, answer.json()["error"]) == (503, "NOT_READY")
+        assert answer.headers["x-request-id"]
+        started = time.monotonic()
+        assert await asyncio.to_thread(backend.stop) in ENDED_GRACEFULLY
+        assert time.monotonic() - started < 12
+    [call] = realtime_sandbox.calls(account.api_key)
+    assert call["outcome"] == "cancelled"
+    with sqlite3.connect(tmp_path / "data" / "app.db") as database:
+        [(status, key)] = database.execute("SELECT status, output_key FROM records").fetchall()
+        bills = database.execute("SELECT quantity, estimated FROM bills").fetchall()
+    assert status == "interrupted"
+    assert bills == [(call["characters"], 0)]
+    assert (tmp_path / "data" / "media" / key).stat().st_size == call["audio_bytes"]
+
+
+async def test_a_death_in_the_queue_bills_only_what_was_sent(
+    tmp_path: Path, realtime_sandbox: Sandbox, create_account: CreateAccount
+) -> None:
+    environment = {"DASHSCOPE_WS_URL": realtime_sandbox.ws_url, "UPSTREAM_RATE": "1/minute"}
+    with run_backend(tmp_path, environment) as backend:
+        account = await create_account(backend)
+        calls = [asyncio.create_task(account.synthesize(LONG_TEXT, format="pcm")) for _ in range(4)]
+        while not any(call["text"] for call in realtime_sandbox.calls(account.api_key)):
+            await asyncio.sleep(0.05)
+        backend.kill()
+        await asyncio.gather(*calls, return_exceptions=True)
+        expire_leases(backend)
+    with run_backend(tmp_path, environment), sqlite3.connect(tmp_path / "data" / "app.db") as database:
+        async with asyncio.timeout(10):
+            while database.execute("SELECT 1 FROM records WHERE status != 'interrupted'").fetchall():
+                await asyncio.sleep(0.1)
+        assert database.execute("SELECT quantity, estimated FROM bills").fetchall() == [(408, 1)]

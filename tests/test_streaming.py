@@ -131,6 +131,20 @@ async def test_a_client_who_is_killed_is_noticed(
     assert realtime_sandbox.calls(account.api_key)[0]["outcome"] == "cancelled"
 
 
+async def test_a_hangup_before_the_first_byte_is_acted_on_at_once(
+    backend: Server, sandbox: Sandbox, create_account: CreateAccount
+) -> None:
+    account = await create_account(backend)
+    with sandbox.faults(break_tasks=1, break_after_frames=0, break_how="silent"):
+        with pytest.raises(httpx.ReadTimeout):
+            await account.client.post(
+                "/api/audio/tts/synthesize",
+                json={"model": "cosyvoice-v3-flash", "voice": "longanyang", "text": "今天天气真好。", "stream": True},
+                timeout=0.5,
+            )
+        assert (await settled(account))["status"] == "abandoned"
+
+
 async def test_a_client_of_the_plain_call_who_leaves_finds_the_audio_in_the_history(
     realtime_backend: Server, realtime_sandbox: Sandbox, create_account: CreateAccount
 ) -> None:

@@ -2,6 +2,15 @@
 
 from app.dashscope.frames import SpeechParameters
 from app.dashscope.pool import ENDPOINTS, ConnectionPool, Credential
-from app.dashscope.speech import SpeechClient, SpeechTask, Usage
+from app.dashscope.speech import Interruption, SpeechClient, SpeechTask, Usage
 
-__all__ = ["ENDPOINTS", "ConnectionPool", "Credential", "SpeechClient", "SpeechParameters", "SpeechTask", "Usage"]
+__all__ = [
+    "ENDPOINTS",
+    "ConnectionPool",
+    "Credential",
+    "Interruption",
+    "SpeechClient",
+    "SpeechParameters",
+    "SpeechTask",
+    "Usage",
+]

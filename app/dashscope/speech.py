@@ -5,12 +5,14 @@ import itertools
 import math
 import random
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakValueDictionary
 
 import structlog
+from anyio import CancelScope
 from websockets.exceptions import ConnectionClosed
 
 from app.dashscope import frames
@@ -80,9 +82,10 @@ class SpeechTask:
 
     async def speak(self, text: str) -> None:
         """Send the whole text, and wait until the provider answers with audio, the end, or a failure."""
-        self.accepted = True
-        await self._send(frames.continue_task(self.id, text))
-        await self._send(frames.finish_task(self.id))
+        self.accepted = self.connection.is_open
+        with suppress(ConnectionLost):  # why it was closed is told to whoever reads
+            await self._send(frames.continue_task(self.id, text))
+            await self._send(frames.finish_task(self.id))
         self._first = await self._next_audio()
 
     async def audio(self) -> AsyncIterator[bytes]:
@@ -119,7 +122,8 @@ class SpeechTask:
                 return
             if message.name == "task-failed":
                 raise self._failure(message)
-            raise self._violation(f"{message.name} before task-started")
+            if message.name in {"result-generated", "task-finished"}:
+                raise self._violation(f"{message.name} before task-started")
 
     async def _next_audio(self) -> bytes | None:
         while not self.finished:
@@ -180,6 +184,31 @@ class SpeechTask:
         return UpstreamError("百炼平台返回了无法识别的消息，请稍后重试")
 
 
+class Interruption:
+    """Lets somebody stop a synthesis at any moment: for nothing until its text is sent, by a cancel afterwards."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._act: Callable[[], object] | None = None
+
+    def request(self) -> None:
+        """Stop the synthesis as soon as possible. Harmless when asked twice, or after the end."""
+        self.requested = True
+        if self._act is not None:
+            self._act()
+
+    @contextmanager
+    def acting_by(self, act: Callable[[], object]) -> Iterator[None]:
+        """Inside the block, a request is carried out by `act`; at once when it was made before."""
+        self._act = act
+        try:
+            if self.requested:
+                act()
+            yield
+        finally:
+            self._act = None
+
+
 async def _nothing() -> None:
     """Nothing is to be done before the text is sent."""
 
@@ -199,6 +228,7 @@ class SpeechClient:
         self._submissions_at_once = submissions_at_once
         self._silence_seconds = silence_seconds
         self._lines: WeakValueDictionary[tuple[Credential, str], asyncio.Semaphore] = WeakValueDictionary()
+        self._cancelling: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def speak(
@@ -208,16 +238,18 @@ class SpeechClient:
         text: str,
         usage: Usage,
         before_text: Callable[[], Awaitable[None]] = _nothing,
-        still_wanted: Callable[[], bool] = lambda: True,
+        interruption: Interruption | None = None,
     ) -> AsyncIterator[SpeechTask]:
         """Run one synthesis; the block starts once the provider has begun to answer, and reads `task.audio()`.
 
-        Money begins with the text: `before_text` is awaited before it is sent, `still_wanted` asked last thing.
-        Raises whatever ended the task; `usage` then holds what the provider counted until that point.
+        Money begins with the text: `before_text` is awaited before it is sent. Raises whatever ended the task, or
+        Abandoned when it was interrupted before the text; `usage` holds what the provider counted until then.
         """
-        task = await self._begin(credential, parameters, text, usage, before_text, still_wanted)
+        interruption = interruption or Interruption()
+        task = await self._begin(credential, parameters, text, usage, before_text, interruption)
         try:
-            yield task
+            with interruption.acting_by(partial(self._cancel, task)):
+                yield task
         finally:
             self._leave(task)
 
@@ -235,28 +267,19 @@ class SpeechClient:
         text: str,
         usage: Usage,
         before_text: Callable[[], Awaitable[None]],
-        still_wanted: Callable[[], bool],
+        interruption: Interruption,
     ) -> SpeechTask:
         needs_turn = True
         for attempt in itertools.count(1):
             task: SpeechTask | None = None
             try:
-                async with self._line(credential, parameters.model):
-                    if not still_wanted():
-                        raise Abandoned
-                    connection = await self._pool.acquire(credential, fresh=attempt > 1)
-                    task = SpeechTask(connection, parameters, usage, self._silence_seconds)
-                    if needs_turn:
-                        await self._wait_for_turn(credential, parameters.model)
-                    if not connection.is_open:
-                        self._pool.discard(connection)
-                        connection = await self._pool.acquire(credential, fresh=True)
-                        task = SpeechTask(connection, parameters, usage, self._silence_seconds)
-                    await task.submit()
-                await asyncio.gather(task.wait_until_started(), before_text())
-                if not still_wanted():
+                with CancelScope() as scope, interruption.acting_by(scope.cancel):
+                    task = await self._submit(credential, parameters, usage, fresh=attempt > 1, needs_turn=needs_turn)
+                    await asyncio.gather(task.wait_until_started(), before_text())
+                if task is None or interruption.requested:
                     raise Abandoned
-                await task.speak(text)
+                with interruption.acting_by(partial(self._cancel, task)):
+                    await task.speak(text)
             except BaseException as error:
                 if task is not None:
                     self._leave(task)
@@ -274,9 +297,31 @@ class SpeechClient:
                 return task
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _line(self, credential: Credential, model: str) -> asyncio.Semaphore:
-        """Where callers queue, so that no more hold a connection than the rate lets submit at once."""
-        return self._lines.setdefault((credential, model), asyncio.Semaphore(self._submissions_at_once))
+    async def _submit(
+        self, credential: Credential, parameters: SpeechParameters, usage: Usage, *, fresh: bool, needs_turn: bool
+    ) -> SpeechTask:
+        """Queue, connect, take a turn and ask for the task. No more callers hold a connection than may submit."""
+        line = self._lines.setdefault((credential, parameters.model), asyncio.Semaphore(self._submissions_at_once))
+        async with line:
+            connection = await self._pool.acquire(credential, fresh=fresh)
+            try:
+                if needs_turn:
+                    await self._wait_for_turn(credential, parameters.model)
+                if not connection.is_open:
+                    self._pool.discard(connection)
+                    connection = await self._pool.acquire(credential, fresh=True)
+                task = SpeechTask(connection, parameters, usage, self._silence_seconds)
+                with suppress(ConnectionLost):  # told to whoever reads
+                    await task.submit()
+            except BaseException:
+                self._pool.discard(connection)
+                raise
+        return task
+
+    def _cancel(self, task: SpeechTask) -> None:
+        cancelling = asyncio.create_task(task.cancel())
+        self._cancelling.add(cancelling)
+        cancelling.add_done_callback(self._cancelling.discard)
 
     def _leave(self, task: SpeechTask) -> None:
         if task.finished:

@@ -2,10 +2,14 @@
 
 import asyncio
 
+import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.errors import AppError
 from app.services.listening import Listener
+
+log = structlog.get_logger(__name__)
 
 # A client that takes no byte for this long is treated like one that hung up.
 STALLED_CLIENT_SECONDS = 60.0
@@ -40,6 +44,11 @@ class AudioResponse(Response):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
             if not self._listener.left:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except AppError as error:
+            if not started:
+                raise
+            # Returning without the closing chunk makes the server break the connection off.
+            log.warning("stream_broken_off", error=error.code)
         finally:
             hangup.cancel()
             self._listener.leave()

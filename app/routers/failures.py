@@ -1,13 +1,18 @@
 """One mapping from everything that can go wrong to the error envelope."""
 
+import asyncio
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import AppError, Unauthorized
+from app.errors import AppError, NotReady, PayloadTooLarge, Unauthorized
+
+log = structlog.get_logger(__name__)
 
 _HTTP_ERRORS = {
     400: ("INVALID_REQUEST", "请求格式错误，无法解析"),
@@ -64,6 +69,37 @@ def error_response(error: AppError) -> JSONResponse:
     return _envelope(error.status, error.code, error.message, headers)
 
 
+class AnswerUnexpected:
+    """Answers what no handler caught: a bug, or a request that the server cancels because it shuts down.
+
+    What happens after the answer has begun is raised on, so that the server breaks the connection off visibly.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        started = False
+
+        async def send_watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_watched)
+        except asyncio.CancelledError:
+            if scope["type"] == "http" and not started:
+                await error_response(NotReady("服务正在重启，请稍后重试；已开始的合成见历史记录"))(scope, receive, send)
+            raise
+        except Exception as error:
+            log.exception("request_failed", error=type(error).__name__, answered=started)
+            if scope["type"] != "http" or started:
+                raise
+            await error_response(AppError())(scope, receive, send)
+
+
 async def _answer_app_error(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, AppError):
         raise error
@@ -74,6 +110,8 @@ async def _answer_http_error(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
     code, message = _HTTP_ERRORS.get(error.status_code, ("HTTP_ERROR", "请求无法处理"))
+    if error.status_code == PayloadTooLarge.status:
+        message = error.detail  # BodyLimit's, which names the limit
     return _envelope(error.status_code, code, message, dict(error.headers or {}))
 
 

@@ -86,6 +86,7 @@ class AccountService:
         if user is None or not fits or not user.is_active:
             await self._limiter.check(self._settings.login_limit, *attempt)
             raise InvalidCredentials
+        await self._limiter.require(self._settings.login_limit, *attempt)  # others may have failed meanwhile
         if new_hash:
             async with self._database.transaction() as session:
                 await session.execute(update(User).where(User.id == user.id).values(password_hash=new_hash))
@@ -154,8 +155,8 @@ class AccountService:
         A key that an older sealing key protects is sealed anew on the way.
         """
         row = await self.show_api_key(user_id)
-        api_key = self._sealer.open(row.sealed, user_id)
-        if self._sealer.is_outdated(row.sealed):
+        api_key, outdated = self._sealer.open(row.sealed, user_id)
+        if outdated:
             resealed = self._sealer.seal(api_key, user_id)
             same_key = (ApiKey.user_id == user_id, ApiKey.sealed == row.sealed)
             async with self._database.transaction() as session:
@@ -167,9 +168,11 @@ class AccountService:
 
     def _drop_connections(self, sealed: bytes, user_id: uuid.UUID) -> None:
         try:
-            self._pool.forget(self._sealer.open(sealed, user_id))
+            api_key, _ = self._sealer.open(sealed, user_id)
         except SealBroken:
-            log.warning("former_api_key_unreadable", user_id=str(user_id))  # so this process never connected with it
+            log.warning("former_api_key_unreadable", user_id=str(user_id))  # so nothing was connected with it
+        else:
+            self._pool.forget(api_key)
 
 
 def _comparable(username: str) -> str:

@@ -23,7 +23,7 @@ from app.catalog import (
     looks_cloned,
     was_cloned_for,
 )
-from app.dashscope import Credential, SpeechClient, SpeechParameters, Usage
+from app.dashscope import Credential, Interruption, SpeechClient, SpeechParameters, Usage
 from app.errors import (
     AppError,
     InvalidAudio,
@@ -146,17 +146,12 @@ class SynthesisService:
         audience: Audience,
     ) -> AppError | None:
         """Bring the audio into the spool and to the audience. Gives what cut it off; the count is in the record."""
-        usage = Usage()
+        usage, interruption = Usage(), Interruption()
+        audience.on_leave(interruption.request)
         foresee = partial(self._records.foresee, record, count_characters(text, ssml=parameters.enable_ssml))
-        speaking = self._speech.speak(credential, parameters, text, usage, foresee, lambda: not audience.left)
         try:
-            async with speaking as task:
-
-                def stop() -> None:
-                    self._in_flight.start(task.cancel())
-
-                audience.on_leave(stop)
-                with self._in_flight.stoppable(stop):
+            with self._in_flight.stoppable(interruption.request):
+                async with self._speech.speak(credential, parameters, text, usage, foresee, interruption) as task:
                     async for chunk in task.audio():
                         await spool.write(chunk)
                         await audience.hear(chunk)
@@ -223,7 +218,9 @@ def _checked(parameters: SpeechParameters, text: str) -> SpeechParameters:
     if parameters.instruction:
         _check_instruction(parameters.instruction, takes=model.takes_instruction, voice=voice)
     spoken = text.strip()
-    ssml = spoken.startswith("<speak") and spoken.endswith("</speak>")
+    ssml = spoken.startswith("<speak")
+    if ssml and not spoken.endswith("</speak>"):
+        raise InvalidRequest("text 以 <speak> 开头时按 SSML 处理，必须以 </speak> 结尾")
     if ssml and voice is not None and not voice.features.ssml:
         raise InvalidVoice(f"音色 {voice.voice_id} 不支持 SSML，请换一个支持 SSML 的音色或使用纯文本")
     return replace(parameters, enable_ssml=ssml)

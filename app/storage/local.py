@@ -12,6 +12,7 @@ import anyio
 import structlog
 from anyio import to_thread
 
+from app.completion import run_to_end
 from app.errors import ObjectNotFound, StorageError
 from app.storage.keys import check_key, is_key
 
@@ -31,7 +32,7 @@ class LocalStorage:
         """Store the source; a file's type follows from its extension, so `content_type` is not kept."""
         check_key(key)
         try:
-            await to_thread.run_sync(self._write, key, source)
+            await run_to_end(to_thread.run_sync(self._write, key, source))
         except OSError as error:
             raise _failed("音频保存失败", key, error) from error
 

@@ -1,10 +1,10 @@
 """The client under test with what a caller keeps beside it."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from app.dashscope import ConnectionPool, Credential, SpeechClient, SpeechParameters, SpeechTask, Usage
+from app.dashscope import ConnectionPool, Credential, Interruption, SpeechClient, SpeechParameters, SpeechTask, Usage
 
 PARAMETERS = SpeechParameters(model="cosyvoice-v3-flash", voice="longanyang")
 
@@ -21,18 +21,16 @@ class Speaker:
     turns: list[tuple[Credential, str]] = field(default_factory=list)
 
     @asynccontextmanager
-    async def speak(
-        self, text: str = "你好", still_wanted: Callable[[], bool] = lambda: True
-    ) -> AsyncIterator[SpeechTask]:
+    async def speak(self, text: str = "你好", interruption: Interruption | None = None) -> AsyncIterator[SpeechTask]:
         """A running synthesis."""
         self.usage, self.heard = Usage(), []
         client = SpeechClient(self.pool, self._take_turn, 3, self.silence_seconds)
-        async with client.speak(self.credential, PARAMETERS, text, self.usage, still_wanted=still_wanted) as task:
+        async with client.speak(self.credential, PARAMETERS, text, self.usage, interruption=interruption) as task:
             yield task
 
-    async def say(self, text: str = "你好", still_wanted: Callable[[], bool] = lambda: True) -> bytes:
+    async def say(self, text: str = "你好", interruption: Interruption | None = None) -> bytes:
         """The whole audio of a text."""
-        async with self.speak(text, still_wanted) as task:
+        async with self.speak(text, interruption) as task:
             async for frame in task.audio():
                 self.heard.append(frame)
         return b"".join(self.heard)

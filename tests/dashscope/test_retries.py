@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from app.dashscope.speech import MAX_ATTEMPTS
-from app.errors import Abandoned, ConnectionLost, Throttled, UpstreamError
+from app.errors import ConnectionLost, Throttled, UpstreamError
 from tests.dashscope.provider import (
     AUDIO,
     Call,
@@ -104,23 +104,6 @@ async def test_nothing_is_asked_again_once_the_text_was_accepted(
         await speaker.say("第二句")
     await provider.all_ended()
     assert provider.texts.count("第二句") == 1
-
-
-async def test_a_text_that_is_no_longer_wanted_is_not_sent(provider: Provider, speaker: Speaker) -> None:
-    provider.expect(Call.start)
-    with pytest.raises(Abandoned):
-        await speaker.say(still_wanted=lambda: False)
-    await provider.all_ended()
-    assert provider.texts == []
-
-
-async def test_whether_a_text_is_wanted_is_asked_before_each_attempt(provider: Provider, speaker: Speaker) -> None:
-    answers = iter([True, True, False])
-    provider.expect(throttled_after_text, Call.start)
-    with pytest.raises(Abandoned):
-        await speaker.say(still_wanted=lambda: next(answers))
-    await provider.all_ended()
-    assert provider.texts == ["你好"]
 
 
 async def test_a_caller_who_leaves_between_attempts_ends_them(
