@@ -2,7 +2,8 @@
 
 from app.dashscope.frames import SpeechParameters
 from app.dashscope.pool import ENDPOINTS, ConnectionPool, Credential
-from app.dashscope.speech import Interruption, SpeechClient, SpeechTask, Usage
+from app.dashscope.speech import Interruption, SpeechClient
+from app.dashscope.speech_task import SpeechTask, Usage
 
 __all__ = [
     "ENDPOINTS",

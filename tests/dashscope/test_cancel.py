@@ -63,7 +63,7 @@ async def test_cancelling_without_a_reader_is_obeyed_too(provider: Provider, spe
 async def test_a_provider_that_ignores_the_cancel_is_left_soon(
     provider: Provider, speaker: Speaker, monkeypatch: pytest.MonkeyPatch, reader_waits: bool
 ) -> None:
-    monkeypatch.setattr("app.dashscope.speech.CANCEL_SECONDS", 0.1)
+    monkeypatch.setattr("app.dashscope.speech_task.CANCEL_SECONDS", 0.1)
     counted = asyncio.Event()
 
     async def script(call: Call) -> None:
@@ -107,7 +107,7 @@ async def test_a_provider_that_speaks_on_after_the_cancel_is_heard_to_its_end(
 async def test_a_provider_that_never_ends_after_the_cancel_is_left_soon(
     provider: Provider, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.dashscope.speech.CANCEL_SECONDS", 0.2)
+    monkeypatch.setattr("app.dashscope.speech_task.CANCEL_SECONDS", 0.2)
 
     async def speaks_for_ever(call: Call) -> None:
         await call.start_and_hear_text()

@@ -31,6 +31,17 @@ async def test_one_who_left_before_the_beginning_opens_nothing(provider: Provide
     assert speaker.turns == []
 
 
+async def test_one_who_left_takes_no_turn_on_an_idle_connection_either(provider: Provider, speaker: Speaker) -> None:
+    provider.expect(speaks())
+    await speaker.say()
+    interruption = Interruption()
+    interruption.request()
+    with pytest.raises(Abandoned):
+        await speaker.say(interruption=interruption)
+    assert len(speaker.turns) == 1
+    assert provider.actions.count("run-task") == 1
+
+
 async def test_one_who_leaves_while_the_task_is_not_started_pays_nothing(provider: Provider, speaker: Speaker) -> None:
     heard = asyncio.Event()
 

@@ -144,7 +144,7 @@ async def test_a_reused_connection_that_is_dead_is_replaced_once_and_unnoticed(
 async def test_a_silent_reused_connection_is_given_up_sooner_than_a_fresh_one(
     provider: Provider, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.dashscope.speech.REUSED_START_SECONDS", 0.1)
+    monkeypatch.setattr("app.dashscope.speech_task.REUSED_START_SECONDS", 0.1)
     provider.expect(in_turn(speaks(), silent), speaks(b"two"))
     await speaker.say()
     async with asyncio.timeout(speaker.silence_seconds / 2):

@@ -1,0 +1,177 @@
+"""One synthesis on one connection (PROTOCOL §1.2)."""
+
+import asyncio
+import math
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+from websockets.exceptions import ConnectionClosed
+
+from app.dashscope import frames
+from app.dashscope.failures import explain
+from app.dashscope.frames import Event, MalformedEvent, SpeechParameters
+from app.dashscope.pool import Connection
+from app.errors import AppError, ConnectionLost, Throttled, UpstreamError, UpstreamTimeout
+
+log = structlog.get_logger(__name__)
+
+# A reused socket that does not answer `run-task` within this is taken for dead and replaced.
+REUSED_START_SECONDS = 5.0
+# A provider that goes on speaking for longer than this after a cancel is left.
+CANCEL_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Usage:
+    """What the provider said that a synthesis used, kept by the caller so that no failure loses it.
+
+    `characters` is the last cumulative count (§1.5), `request_id` the provider's name for the task.
+    """
+
+    characters: int = 0
+    request_id: str | None = None
+
+
+class SpeechTask:
+    """A running synthesis. One reader only: whoever iterates `audio()`; `cancel()` may come from elsewhere."""
+
+    def __init__(
+        self, connection: Connection, parameters: SpeechParameters, usage: Usage, silence_seconds: float
+    ) -> None:
+        self.connection = connection
+        self.id = uuid.uuid4().hex
+        self.usage = usage
+        self.accepted = False
+        self.finished = False
+        self._parameters = parameters
+        self._silence_seconds = silence_seconds
+        self._silence: asyncio.Timeout | None = None
+        self._give_up_at = math.inf
+        self._cancelled = False
+        self._work_began = False
+        self._first: bytes | None = None
+        usage.characters, usage.request_id = 0, self.id
+
+    async def submit(self) -> None:
+        """Ask for the task; this is what the provider's rate limit counts (§1.10). Raises ConnectionLost."""
+        await self._send(frames.run_task(self.id, self._parameters))
+
+    async def wait_until_started(self) -> None:
+        """Wait until the provider is ready for text. No work is accepted yet.
+
+        Raises ConnectionLost, UpstreamTimeout, or what `task-failed` means.
+        """
+        reused = self.connection.reused
+        try:
+            async with asyncio.timeout(
+                min(REUSED_START_SECONDS, self._silence_seconds) if reused else self._silence_seconds
+            ):
+                await self._read_until_started()
+        except TimeoutError as error:
+            raise (ConnectionLost if reused else UpstreamTimeout) from error
+
+    async def speak(self, text: str) -> None:
+        """Send the whole text, and wait until the provider answers with audio, the end, or a failure."""
+        self.accepted = self.connection.is_open
+        with suppress(ConnectionLost):  # why it was closed is told to whoever reads
+            await self._send(frames.continue_task(self.id, text))
+            await self._send(frames.finish_task(self.id))
+        self._first = await self._next_audio()
+
+    async def audio(self) -> AsyncIterator[bytes]:
+        """Yield the audio frames as they arrive, to the end of the task.
+
+        Raises ConnectionLost, UpstreamTimeout, or what `task-failed` means; `usage` stays valid.
+        """
+        frame, self._first = self._first, None
+        while frame is not None:
+            yield frame
+            frame = await self._next_audio()
+
+    async def cancel(self) -> None:
+        """Tell the provider to stop. What it spoke until then arrives with the count, and `audio()` ends soon."""
+        if self.finished or self._cancelled:
+            return
+        self._cancelled = True
+        self._give_up_at = asyncio.get_running_loop().time() + CANCEL_SECONDS
+        if self._silence is not None and not self._silence.expired():
+            self._silence.reschedule(min(self._silence.when() or math.inf, self._give_up_at))
+        try:
+            await self._send(frames.cancel_task(self.id))
+        except (ConnectionLost, UpstreamTimeout):
+            log.info("provider_gone_before_cancel", task_id=self.id)
+
+    async def _read_until_started(self) -> None:
+        while True:
+            message = await self._receive()
+            if isinstance(message, bytes):
+                raise self._violation("audio before task-started")
+            if message.task_id not in {None, self.id}:
+                continue  # the late word of a task that was cancelled on this socket
+            if message.name == "task-started":
+                return
+            if message.name == "task-failed":
+                raise self._failure(message)
+            if message.name in {"result-generated", "task-finished"}:
+                raise self._violation(f"{message.name} before task-started")
+
+    async def _next_audio(self) -> bytes | None:
+        while not self.finished:
+            message = await self._receive()
+            if isinstance(message, bytes):
+                self._work_began = True
+                return message
+            if message.task_id not in {None, self.id}:
+                raise self._violation("event of another task")
+            if message.characters is not None:
+                self.usage.characters = message.characters
+            self.usage.request_id = message.request_id or self.usage.request_id
+            if message.name == "task-failed":
+                raise self._failure(message)
+            self._work_began = True
+            self.finished = message.name == "task-finished"
+        return None
+
+    async def _receive(self) -> bytes | Event:
+        try:
+            silent_at = asyncio.get_running_loop().time() + self._silence_seconds
+            async with asyncio.timeout_at(min(silent_at, self._give_up_at)) as self._silence:
+                message = await self.connection.socket.recv()
+        except TimeoutError as error:
+            raise UpstreamTimeout from error
+        except ConnectionClosed as error:
+            raise ConnectionLost from error
+        finally:
+            self._silence = None
+        if isinstance(message, bytes):
+            return message
+        try:
+            return frames.parse_event(message)
+        except MalformedEvent as error:
+            raise self._violation(f"malformed event: {error}") from error
+
+    async def _send(self, message: str) -> None:
+        try:
+            async with asyncio.timeout(self._silence_seconds):
+                await self.connection.socket.send(message)
+        except TimeoutError as error:
+            raise UpstreamTimeout from error
+        except ConnectionClosed as error:
+            raise ConnectionLost from error
+
+    def _failure(self, event: Event) -> AppError:
+        error = explain(event.error_code, event.error_message)
+        if isinstance(error, Throttled) and not self._work_began:
+            self.accepted = False  # throttled before work (§1.10)
+        log.warning("provider_task_failed", task_id=self.id, provider_code=event.error_code, error=error.code)
+        return error
+
+    def _violation(self, what: str) -> AppError:
+        """The provider broke the protocol; on a reused socket that has not answered yet, it is taken for dead."""
+        log.warning("provider_broke_protocol", task_id=self.id, what=what)
+        if self.connection.reused and not self.accepted:
+            return ConnectionLost()
+        return UpstreamError("百炼平台返回了无法识别的消息，请稍后重试")
