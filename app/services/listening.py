@@ -25,8 +25,8 @@ class Audience:
     def end(self, failure: AppError | None = None) -> None:
         """Say that no more comes: all was said, or `failure` cut it off. The first word counts."""
 
-    def end_within(self, seconds: float) -> None:
-        """Say that all was said once the audio is kept, but hold the audience back no longer than this."""
+    def end_within(self, seconds: float, failure: AppError | None = None) -> None:
+        """Say the same after a while, unless it is said before: once the audio is kept."""
 
 
 class Listener(Audience):
@@ -63,8 +63,8 @@ class Listener(Audience):
             self._failure = failure
             self._inlet.close()
 
-    def end_within(self, seconds: float) -> None:
-        asyncio.get_running_loop().call_later(seconds, self.end)
+    def end_within(self, seconds: float, failure: AppError | None = None) -> None:
+        asyncio.get_running_loop().call_later(seconds, self.end, failure)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the audio as it comes. Raises what cut it off; ends early after `leave()`."""

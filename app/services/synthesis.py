@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 MAX_TEXT_CHARS = 2000
 MAX_INSTRUCTION_CHARACTERS = 100  # Han counts 2 (PROTOCOL §1.9)
 # A streamed answer ends when its record is settled, so that a client finds it in the history at once; a slow store
-# holds the end of the answer back no longer than this.
+# holds the end back no longer than this.
 KEEPING_SECONDS = 2.0
 SPOOL_MEMORY_BYTES = 128 * 1024
 
@@ -122,8 +122,7 @@ class SynthesisService:
             ):
                 audience.welcome(record.id)
                 failure = await self._speak(record, credential, parameters, text, spool, audience)
-                if failure is None:
-                    audience.end_within(KEEPING_SECONDS)
+                audience.end_within(KEEPING_SECONDS, failure)
                 if spool.size:
                     await self._keep(record, spool, parameters)
                 if failure is not None:
