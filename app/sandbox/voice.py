@@ -140,10 +140,16 @@ def find_speaker() -> Speaker:
         return ToneSpeaker()
 
 
-@functools.cache
+_loading: Final = threading.Lock()
+_loaded: Final[list[Speaker]] = []
+
+
 def load_speaker() -> Speaker:
-    """The process's one speaker."""
-    return find_speaker()
+    """The process's one speaker. Whoever asks while it is being made waits: a second espeak-ng would break the first."""
+    with _loading:
+        if not _loaded:
+            _loaded.append(find_speaker())
+        return _loaded[0]
 
 
 @functools.lru_cache(maxsize=32)

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.sandbox.voice import SPEECH_RATE, EspeakSpeaker, Manner, ToneSpeaker, find_speaker, load_speaker
+from app.sandbox import voice
+from app.sandbox.voice import SPEECH_RATE, EspeakSpeaker, Manner, Speaker, ToneSpeaker, find_speaker, load_speaker
 
 from .dialogue import decode, height
 
@@ -52,3 +55,18 @@ def test_espeak_is_one_for_the_process_and_repeats_itself() -> None:
 def test_what_espeak_cannot_pronounce_is_a_tone() -> None:
     pytest.importorskip("espeakng_loader")
     assert load_speaker().speak("★", manner()) == ToneSpeaker().speak("★", manner())
+
+
+def test_the_first_speakers_at_once_share_one_mouth(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Speaker] = []
+
+    def make_slowly() -> Speaker:
+        time.sleep(0.05)
+        made.append(ToneSpeaker())
+        return made[-1]
+
+    monkeypatch.setattr(voice, "_loaded", [])
+    monkeypatch.setattr(voice, "find_speaker", make_slowly)
+    with ThreadPoolExecutor(8) as threads:
+        speakers = list(threads.map(lambda _: voice.load_speaker(), range(8)))
+    assert speakers == made * 8
