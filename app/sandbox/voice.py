@@ -145,7 +145,7 @@ _loaded: Final[list[Speaker]] = []
 
 
 def load_speaker() -> Speaker:
-    """The process's one speaker. Whoever asks while it is being made waits: a second espeak-ng would break the first."""
+    """The process's one speaker. Whoever asks while it is made waits: a second espeak-ng would break the first."""
     with _loading:
         if not _loaded:
             _loaded.append(find_speaker())
