@@ -81,8 +81,9 @@ class SpeechClient:
     ) -> AsyncIterator[SpeechTask]:
         """Run one synthesis; the block starts once the provider has begun to answer, and reads `task.audio()`.
 
-        Money begins with the text: `before_text` is awaited before it is sent. Raises whatever ended the task, or
-        Abandoned when it was interrupted before the text; `usage` holds what the provider counted until then.
+        Money begins with the text: `before_text` is awaited right before it is sent, and no interruption breaks it
+        off. Raises whatever ended the task, or Abandoned when it was interrupted before the text; `usage` holds what
+        the provider counted until then.
         """
         interruption = interruption or Interruption()
         task = await self._begin(credential, parameters, text, usage, before_text, interruption)
@@ -116,7 +117,9 @@ class SpeechClient:
             try:
                 with CancelScope() as scope, interruption.acting_by(scope.cancel):
                     task = await self._submit(credential, parameters, usage, fresh=attempt > 1, needs_turn=needs_turn)
-                    await asyncio.gather(task.wait_until_started(), before_text())
+                    await task.wait_until_started()
+                if not interruption.requested:
+                    await before_text()
                 if task is None or interruption.requested:
                     raise Abandoned
                 with interruption.acting_by(partial(self._cancel, task)):

@@ -44,11 +44,13 @@ class AudioResponse(Response):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
             if not self._listener.left:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except AppError as error:
+        except (AppError, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError):
+                self._listener.dismiss()
             if not started:
                 raise
             # Returning without the closing chunk makes the server break the connection off.
-            log.warning("stream_broken_off", error=error.code)
+            log.warning("stream_broken_off", error=type(error).__name__)
         finally:
             hangup.cancel()
             self._listener.leave()

@@ -90,9 +90,9 @@ class AnswerUnexpected:
         try:
             await self._app(scope, receive, send_watched)
         except asyncio.CancelledError:
-            if scope["type"] == "http" and not started:
-                await error_response(NotReady("服务正在重启，请稍后重试；已开始的合成见历史记录"))(scope, receive, send)
-            raise
+            if scope["type"] != "http" or started:
+                raise
+            await error_response(NotReady("服务正在重启，请稍后重试；已开始的合成见历史记录"))(scope, receive, send)
         except Exception as error:
             log.exception("request_failed", error=type(error).__name__, answered=started)
             if scope["type"] != "http" or started:

@@ -12,6 +12,7 @@ class Audience:
     """Whom a synthesis is spoken to. This one is empty: the plain call only wants the stored audio."""
 
     left = False
+    dismissed = False
 
     def welcome(self, record_id: int) -> None:
         """Tell which record the synthesis has."""
@@ -41,6 +42,7 @@ class Listener(Audience):
         self._failure: AppError | None = None
         self._on_leave: Callable[[], object] | None = None
         self.left = False
+        self.dismissed = False
         self.record_id: int | None = None
 
     def welcome(self, record_id: int) -> None:
@@ -84,3 +86,8 @@ class Listener(Audience):
         self._outlet.close()
         if self._on_leave is not None:
             self._on_leave()
+
+    def dismiss(self) -> None:
+        """Make the client leave: it is this process that ends."""
+        self.dismissed = not self.left
+        self.leave()

@@ -158,10 +158,10 @@ class SynthesisService:
             return error
         finally:
             record.quantity, record.provider_request_id = usage.characters, usage.request_id
-            if audience.left:
-                record.cut_off = "abandoned"
-            elif self._in_flight.stopping:
+            if audience.dismissed or self._in_flight.stopping:
                 record.cut_off = "interrupted"
+            elif audience.left:
+                record.cut_off = "abandoned"
         return None
 
     async def _keep(self, record: OpenRecord, spool: "_Spool", parameters: SpeechParameters) -> None:

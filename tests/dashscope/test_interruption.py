@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from app.dashscope import Interruption
+from app.dashscope import Interruption, SpeechClient, Usage
 from app.errors import Abandoned
 from tests.dashscope.provider import Call, Provider, happened, in_turn, speaks
-from tests.dashscope.speaker import Speaker
+from tests.dashscope.speaker import PARAMETERS, Speaker
 
 
 async def interrupted_while(
@@ -77,6 +77,25 @@ async def test_one_who_leaves_while_waiting_for_a_turn_takes_none(
         await interrupted_while(speaker, Interruption(), lambda: happened(waiting))
     await provider.all_ended()
     assert provider.actions == []
+
+
+async def test_what_is_done_before_the_text_is_not_broken_off(provider: Provider, speaker: Speaker) -> None:
+    interruption, done = Interruption(), asyncio.Event()
+
+    async def note() -> None:
+        assert "run-task" in provider.actions
+        interruption.request()
+        await asyncio.sleep(0.05)
+        done.set()
+
+    provider.expect(in_turn(Call.start, stays))
+    client = SpeechClient(speaker.pool, speaker._take_turn, 3, 5)
+    with pytest.raises(Abandoned):
+        async with client.speak(speaker.credential, PARAMETERS, "你好", Usage(), note, interruption):
+            pass
+    assert done.is_set()
+    await provider.all_ended()
+    assert provider.texts == []
 
 
 async def test_one_who_leaves_before_the_first_audio_stops_the_provider_at_once(
