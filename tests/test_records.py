@@ -154,12 +154,38 @@ async def test_records_of_a_dead_process_are_interrupted_with_an_estimate(
 async def test_a_record_whose_owner_lives_after_all_is_not_swept(database: Database, user_id: uuid.UUID) -> None:
     owner, sweeper = RecordService(database), RecordService(database)
     record = OpenRecord(await owner._open(user_id, "tts", "m", "{}", PRICE), PRICE, quantity=7)
-    await sweeper._settle(OpenRecord(record.id, PRICE, quantity=100), "interrupted", None, estimated=True)
+    await sweeper._write_end(OpenRecord(record.id, PRICE, quantity=100), "interrupted", None, estimated=True)
     await owner._settle(record, "succeeded", None)
     settled, bill = await only_record(database)
     assert settled.status == "succeeded"
     assert bill is not None
     assert (bill.quantity, bill.estimated) == (7, False)
+
+
+async def test_leases_are_renewed_on_after_whatever_went_wrong(
+    database: Database, user_id: uuid.UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = RecordService(database)
+    await records._open(user_id, "tts", "m", "{}", PRICE)
+    before, _ = await only_record(database)
+    failures = iter([ZeroDivisionError(), ConnectionRefusedError()])
+    renew = records._renew_leases
+
+    async def stumble() -> None:
+        if failure := next(failures, None):
+            raise failure
+        await renew()
+
+    monkeypatch.setattr(records, "_renew_leases", stumble)
+    monkeypatch.setattr("app.services.records.HEARTBEAT_SECONDS", 0.01)
+    keeping = asyncio.create_task(records.keep_leases())
+    assert before.lease_expires_at is not None
+    async with asyncio.timeout(5):
+        while ((await only_record(database))[0].lease_expires_at or before.lease_expires_at) <= before.lease_expires_at:
+            await asyncio.sleep(0.01)
+    assert not keeping.done()
+    keeping.cancel()
+    await asyncio.wait([keeping])
 
 
 async def test_a_death_before_the_work_was_handed_over_costs_nothing(database: Database, user_id: uuid.UUID) -> None:

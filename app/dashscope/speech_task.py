@@ -70,7 +70,7 @@ class SpeechTask:
                 min(REUSED_START_SECONDS, self._silence_seconds) if reused else self._silence_seconds
             ):
                 await self._read_until_started()
-        except TimeoutError as error:
+        except (TimeoutError, UpstreamTimeout) as error:
             raise (ConnectionLost if reused else UpstreamTimeout) from error
 
     async def speak(self, text: str) -> None:

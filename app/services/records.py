@@ -142,10 +142,12 @@ class RecordService:
                 await self._renew_leases()
                 if datetime.now(UTC) >= sweep_from:
                     await self.settle_orphans()
-            except UNAVAILABLE as error:
-                # Others could not renew either: give the living time for it before anything is swept.
+            except Exception as error:
+                # Whatever it was, the next round must come: without it this process' live records would be swept by
+                # others. Those could perhaps not renew either, so give the living time for it before sweeping.
                 sweep_from = datetime.now(UTC) + LEASE
-                log.warning("lease_round_failed", error=type(error).__name__)
+                unexpected = not isinstance(error, UNAVAILABLE)
+                log.warning("lease_round_failed", error=type(error).__name__, exc_info=unexpected)
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def settle_orphans(self) -> int:
@@ -156,7 +158,7 @@ class RecordService:
         for orphan in orphans:
             price = Price(orphan.unit, orphan.unit_price, orphan.currency)
             record = OpenRecord(orphan.id, price, quantity=orphan.expected_quantity)
-            await self._settle(record, "interrupted", None, estimated=True)
+            await self._write_end(record, "interrupted", None, estimated=True)
         return len(orphans)
 
     async def _open(
@@ -186,23 +188,18 @@ class RecordService:
         self._live.add(record.id)
         return record.id
 
-    async def _settle(
-        self, record: OpenRecord, status: Status, failure: BaseException | None, *, estimated: bool = False
-    ) -> None:
-        """Give a running record its end and its bill line, once; a record that already has an end stays as it is.
-
-        A database that is busy or away for a moment is waited for: what was paid must be written down.
-        """
+    async def _settle(self, record: OpenRecord, status: Status, failure: BaseException | None) -> None:
+        """Write the end of a record of ours; a database that is busy or away for a moment is waited for."""
         try:
             for delay_seconds in SETTLE_RETRY_SECONDS:
                 try:
-                    await self._write_end(record, status, failure, estimated)
+                    await self._write_end(record, status, failure)
                 except UNAVAILABLE as error:
                     log.warning("settlement_delayed", record_id=record.id, error=type(error).__name__)
                     await asyncio.sleep(delay_seconds)
                 else:
                     return
-            await self._write_end(record, status, failure, estimated)
+            await self._write_end(record, status, failure)
         except Exception:
             # The lease runs out, and the next sweep settles the record by estimate; this line holds the true count.
             log.exception("record_unsettled", record_id=record.id, status=status, quantity=record.quantity)
@@ -211,8 +208,12 @@ class RecordService:
             self._live.discard(record.id)
 
     async def _write_end(
-        self, record: OpenRecord, status: Status, failure: BaseException | None, estimated: bool
+        self, record: OpenRecord, status: Status, failure: BaseException | None, *, estimated: bool = False
     ) -> None:
+        """Give a running record its end and its bill line, once; a record that already has an end stays as it is.
+
+        By estimate, only while its lease is over: an owner who lives after all keeps it.
+        """
         now = datetime.now(UTC)
         known = failure if isinstance(failure, AppError) else AppError() if failure else None
         still_due = [Record.lease_expires_at < now] if estimated else []
