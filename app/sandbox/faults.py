@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Literal
 
-Breakage = Literal["fail", "close", "silent"]
+import orjson
+from pydantic import TypeAdapter
 
-ALWAYS: Final = -1
-"""A count that never runs out."""
+from app.sandbox.http_faults import ALWAYS, RequestFault, ResultFault, TaskQueryFault, UploadFault
+
+Breakage = Literal["fail", "close", "silent"]
 
 _BREAKAGES: Final = ("fail", "close", "silent")
 
@@ -23,6 +25,8 @@ class Faults:
     break_tasks          tasks that break after `break_after_frames` audio frames; `break_how` is `fail`
                          (InternalError), `close` (the socket drops without task-failed) or `silent` (nothing more)
     oss_unavailable      object requests answered with 503
+
+    The others are described in `http_faults`.
     """
 
     throttle_tasks: int = 0
@@ -32,6 +36,10 @@ class Faults:
     break_after_frames: int = 0
     break_how: Breakage = "fail"
     oss_unavailable: int = 0
+    requests: list[RequestFault] = field(default_factory=list)
+    task_queries: TaskQueryFault | None = None
+    results: ResultFault | None = None
+    uploads: UploadFault | None = None
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -43,12 +51,43 @@ class Faults:
             setattr(self, name, left - 1)
         return left != 0
 
+    def take_request(self, method: str, path: str) -> RequestFault | None:
+        """The fault that strikes this request, used up by one."""
+        return next((fault for fault in self.requests if fault.meets(method, path) and fault.take()), None)
+
+    def take_task_query(self) -> TaskQueryFault | None:
+        return self.task_queries if self.task_queries and self.task_queries.take() else None
+
+    def take_upload(self) -> UploadFault | None:
+        return self.uploads if self.uploads and self.uploads.take() else None
+
+    def take_result(self) -> ResultFault | None:
+        """The fault that strikes a result file."""
+        fault = self.results
+        return fault if fault and fault.how != "elsewhere" and fault.take() else None
+
+    def take_result_url(self) -> str | None:
+        """The URL to tell instead of a result file's own."""
+        fault = self.results
+        return fault.url if fault and fault.how == "elsewhere" and fault.take() else None
+
+
+_PARTS: Final[Mapping[str, TypeAdapter[Any]]] = {
+    "requests": TypeAdapter(list[RequestFault]),
+    "task_queries": TypeAdapter(TaskQueryFault | None),
+    "results": TypeAdapter(ResultFault | None),
+    "uploads": TypeAdapter(UploadFault | None),
+}
+
 
 def read_faults(document: Mapping[str, Any]) -> Faults:
     """Faults from their JSON form. Names that are absent are off; `ValueError` names what is not understood."""
     faults = Faults()
     names = {field.name for field in fields(faults)}
     for name, value in document.items():
+        if name in _PARTS:
+            setattr(faults, name, _PARTS[name].validate_json(orjson.dumps(value)))
+            continue
         if name == "break_how":
             understood = value in _BREAKAGES
         elif name == "refuse_status":

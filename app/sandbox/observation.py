@@ -11,9 +11,10 @@ from starlette.routing import Route
 
 from app.sandbox.calls import CallLog
 from app.sandbox.faults import Faults, read_faults
+from app.sandbox.request_log import RequestLog
 
 
-def observation_routes(calls: CallLog, faults: Faults) -> list[Route]:
+def observation_routes(calls: CallLog, requests: RequestLog, faults: Faults) -> list[Route]:
     """The routes that tests use; they are no part of DashScope."""
 
     async def health(_: Request) -> Response:
@@ -26,6 +27,12 @@ def observation_routes(calls: CallLog, faults: Faults) -> list[Route]:
         body = orjson.dumps(calls.as_json())
         headers = {"x-sandbox-connections": str(calls.connections_opened)}
         return Response(body, media_type="application/json", headers=headers)
+
+    async def show_requests(request: Request) -> Response:
+        if request.method == "DELETE":
+            requests.clear()
+            return Response(status_code=204)
+        return Response(orjson.dumps(requests.as_json()), media_type="application/json")
 
     async def switch_faults(request: Request) -> Response:
         if request.method == "PUT":
@@ -41,6 +48,7 @@ def observation_routes(calls: CallLog, faults: Faults) -> list[Route]:
     return [
         Route("/_sandbox/health", health),
         Route("/_sandbox/calls", show_calls, methods=["GET", "DELETE"]),
+        Route("/_sandbox/requests", show_requests, methods=["GET", "DELETE"]),
         Route("/_sandbox/faults", switch_faults, methods=["GET", "PUT", "DELETE"]),
     ]
 

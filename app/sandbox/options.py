@@ -18,6 +18,24 @@ class SandboxOptions:
     rate_limit_per_second: int | None = None
     """run-task submissions per API key and model in any second (3 at DashScope, §1.10); None is no limit."""
 
+    recognitions_per_minute: int | None = None
+    """Synchronous recognitions, and filetrans submissions, per API key and model (100 at DashScope, §4.1, §5.1)."""
+
+    task_requests_per_second: int | None = None
+    """Requests of the task API per API key (20 at DashScope, §5.3)."""
+
+    upload_policies_per_second: int | None = None
+    """Upload policies per API key and model (100 at DashScope, §6)."""
+
+    task_seconds: float = 1.0
+    """How long an asynchronous task takes from its submission to its end, the first third of it PENDING."""
+
+    upload_policy_seconds: int = 300
+    """How long an upload policy is good for (§6)."""
+
+    upload_max_megabytes: int = 100
+    """The largest temporary file (§6)."""
+
     idle_timeout_seconds: float = 60.0
     """A socket without a task is closed after this long (§1.7)."""
 
@@ -34,12 +52,21 @@ class SandboxOptions:
     """What both sizes of a streamed WAV header say (§1.6): 0xFFFFFFFF, 0x7FFFFFFF or 0."""
 
     calls_kept: int = 2000
-    """How many tasks `GET /_sandbox/calls` remembers."""
+    """How many tasks `GET /_sandbox/calls`, and how many requests `GET /_sandbox/requests` remembers."""
 
     def __post_init__(self) -> None:
         if self.wav_header not in STREAMED_WAV_SIZES:
             raise ValueError("wav_header must be 0xFFFFFFFF, 0x7FFFFFFF or 0")
-        if self.rate_limit_per_second is not None and self.rate_limit_per_second < 1:
-            raise ValueError("rate_limit_per_second must be at least 1, or None")
+        for limit in (
+            "rate_limit_per_second",
+            "recognitions_per_minute",
+            "task_requests_per_second",
+            "upload_policies_per_second",
+        ):
+            value = getattr(self, limit)
+            if value is not None and value < 1:
+                raise ValueError(f"{limit} must be at least 1, or None")
         if self.idle_timeout_seconds <= 0 or self.gap_timeout_seconds <= 0:
             raise ValueError("timeouts must be positive")
+        if self.task_seconds < 0 or self.upload_policy_seconds < 0 or self.upload_max_megabytes < 1:
+            raise ValueError("task_seconds, upload_policy_seconds and upload_max_megabytes must not be negative")

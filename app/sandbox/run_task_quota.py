@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from typing import Final
-
 from app.sandbox.failures import TaskFailed
-
-_WINDOW_SECONDS: Final = 1.0
+from app.sandbox.rate_window import RateWindow
 
 
 def throttled() -> TaskFailed:
@@ -17,22 +12,12 @@ def throttled() -> TaskFailed:
 
 
 class RunTaskQuota:
-    """A sliding window per key and model. A refused submission does not count."""
+    """A window of one second per key and model."""
 
     def __init__(self, per_second: int | None) -> None:
-        self._per_second = per_second
-        self._accepted: dict[tuple[str, str], deque[float]] = {}
+        self._window = RateWindow(per_second, 1.0)
 
     def take(self, api_key: str, model: str) -> None:
         """Count one submission, or raise `throttled`."""
-        if self._per_second is None:
-            return
-        now = time.monotonic()
-        for key in [key for key, times in self._accepted.items() if now - times[-1] >= _WINDOW_SECONDS]:
-            del self._accepted[key]
-        times = self._accepted.setdefault((api_key, model), deque())
-        while times and now - times[0] >= _WINDOW_SECONDS:
-            times.popleft()
-        if len(times) >= self._per_second:
+        if not self._window.take((api_key, model)):
             raise throttled()
-        times.append(now)

@@ -12,11 +12,15 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from app.sandbox.calls import CallLog
+from app.sandbox.envelope import refusal
 from app.sandbox.faults import Faults
+from app.sandbox.http_services import http_routes
 from app.sandbox.object_service import ObjectService
 from app.sandbox.observation import observation_routes
 from app.sandbox.options import SandboxOptions
-from app.sandbox.speech_service import SpeechService, refusal
+from app.sandbox.request_log import RequestLog
+from app.sandbox.speech_service import SpeechService
+from app.sandbox.spoken_audio import SpokenAudio
 
 _log = logging.getLogger("app.sandbox")
 
@@ -25,18 +29,22 @@ LARGEST_CLIENT_FRAME = 1024 * 1024
 
 
 def create_sandbox(options: SandboxOptions | None = None) -> Starlette:
-    """A stand-in of the CosyVoice WebSocket service (PROTOCOL.md §1) and of OSS, with a state of its own."""
+    """A stand-in of CosyVoice over WebSocket (PROTOCOL.md §1), of speech recognition, tasks and temporary uploads over
+    HTTP (§4-§6) and of OSS, with a state of its own."""
     options = options or SandboxOptions()
     calls = CallLog(options.calls_kept)
+    requests = RequestLog(options.calls_kept)
     faults = Faults()
-    speech = SpeechService(options, calls, faults)
+    spoken = SpokenAudio()
+    speech = SpeechService(options, calls, faults, spoken)
     objects = ObjectService(options, faults)
     app = Starlette(
         routes=[
             WebSocketRoute(INFERENCE_PATH, speech),
             WebSocketRoute(f"{INFERENCE_PATH}/", speech),
             WebSocketRoute("/{path:path}", _unknown_socket),
-            *observation_routes(calls, faults),
+            *observation_routes(calls, requests, faults),
+            *http_routes(options, faults, requests, spoken, objects.read),
             Route(INFERENCE_PATH, _not_a_websocket),
             *(Route(f"/{prefix}/{{rest:path}}", _unknown_path) for prefix in _RESERVED_PREFIXES),
             Route("/{path:path}", objects),

@@ -34,6 +34,7 @@ from app.sandbox.outbox import Outbox, PeerGone
 from app.sandbox.run_task_quota import RunTaskQuota, throttled
 from app.sandbox.speech_order import read_model, read_order
 from app.sandbox.speech_task import SpeechTask
+from app.sandbox.spoken_audio import SpokenAudio
 
 _log = logging.getLogger("app.sandbox")
 
@@ -73,6 +74,7 @@ class SpeechSocket:
         calls: CallLog,
         quota: RunTaskQuota,
         faults: Faults,
+        spoken: SpokenAudio,
     ) -> None:
         self._websocket = websocket
         self._caller = caller
@@ -80,6 +82,7 @@ class SpeechSocket:
         self._calls = calls
         self._quota = quota
         self._faults = faults
+        self._spoken = spoken
         self._outbox = Outbox(self._send)
         self._task: SpeechTask | None = None
         self._speaking: asyncio.Task[None] | None = None
@@ -255,7 +258,7 @@ class SpeechSocket:
     def _conclude(self, speaking: asyncio.Task[None]) -> None:
         """The task has spoken everything, or a fault broke it."""
         assert self._task is not None  # noqa: S101 - a task speaks as long as it is here
-        call = self._task.call
+        call, utterance = self._task.call, self._task.utterance
         failure = speaking.exception()
         self._task = self._speaking = None
         self._set_silent(True)
@@ -270,6 +273,7 @@ class SpeechSocket:
             call.end("failed")
             raise failure
         call.end("finished")
+        self._spoken.remember(utterance)
         self._outbox.post(messages.task_finished(call.task_id, call.characters))
 
     async def _fail(self, task_id: str, failure: TaskFailed) -> None:

@@ -25,6 +25,7 @@ from app.sandbox.recording import Frame, Recording
 from app.sandbox.script import Line
 from app.sandbox.sentences import SentenceCutter
 from app.sandbox.speech_order import SpeechOrder
+from app.sandbox.spoken_audio import Utterance
 from app.sandbox.ssml import looks_like_ssml, read_ssml
 
 LONGEST_MESSAGE: Final = 20_000
@@ -48,6 +49,7 @@ class SpeechTask:
     ) -> None:
         self.call = call
         self.finishing = False
+        self.utterance = Utterance(order.format)
         self._order = order
         self._outbox = outbox
         self._realtime = realtime
@@ -80,7 +82,9 @@ class SpeechTask:
         if lines is None:
             self._speakable = self._speakable or is_speakable(text)
             self._cutter.add(text)
+            self.utterance.text += text
         else:
+            self.utterance.text += "".join(line.text for line in lines)
             self._speakable = bool(lines)
             self._lines.extend(lines)
         self._arrived.set()
@@ -149,6 +153,7 @@ class SpeechTask:
                     await self._wait_until_played()
                 self._playing_until = frame.until
                 self._frames += 1
+                self.utterance.hear(frame.data)
                 await self._outbox.put(announcement, frame.data, on_sent=self._note(frame, characters))
 
     def _note(self, frame: Frame, characters: int) -> Callable[[], None]:
