@@ -56,7 +56,7 @@ def correct_wav_header(source: BinaryIO) -> bool:
     The file must be readable, writable and seekable. A header that is right stays as it is, with chunks before
     or after the data, and so does everything that is not WAV or ends before its data.
     """
-    wav = _read_wav(source)
+    wav = read_wav(source)
     if wav is None:
         return False
     # Writers disagree on whether the last pad byte counts.
@@ -79,7 +79,7 @@ class _Chunk(NamedTuple):
         return self.start + self.size + self.size % 2
 
 
-class _Wav(NamedTuple):
+class Wav(NamedTuple):
     """A WAV file up to its data: what the sizes say, and what is there."""
 
     riff_size: int
@@ -89,7 +89,7 @@ class _Wav(NamedTuple):
     end: int
 
 
-def _read_wav(source: BinaryIO) -> _Wav | None:
+def read_wav(source: BinaryIO) -> Wav | None:
     """Walk the chunks up to the data; None when this is not WAV, or ends before."""
     end = _end(source)
     source.seek(0)
@@ -104,7 +104,7 @@ def _read_wav(source: BinaryIO) -> _Wav | None:
         elif chunk.name == b"data":
             there = end - chunk.start
             right = chunk.size <= there and _chunks_fill(source, chunk.end, end)
-            return _Wav(riff_size, form, chunk, chunk.size if right else there, end)
+            return Wav(riff_size, form, chunk, chunk.size if right else there, end)
     return None
 
 
@@ -140,7 +140,7 @@ def _write_size(source: BinaryIO, offset: int, declared: int, size: int) -> bool
 
 def _wav_frames(source: BinaryIO) -> tuple[int, int]:
     """Count the frames of a WAV file, and read its sample rate."""
-    wav = _read_wav(source)
+    wav = read_wav(source)
     if wav is None or len(wav.form) < 16:
         raise InvalidAudio
     tag, _, rate, _, frame_bytes = struct.unpack_from("<HHIIH", wav.form)

@@ -6,6 +6,7 @@ AppError
 ├── InvalidVoice            400 INVALID_VOICE
 ├── ModelVoiceMismatch      400 MODEL_VOICE_MISMATCH
 ├── InvalidAudio            400 INVALID_AUDIO
+│   └── AudioTooLarge           more bytes than are taken
 ├── AudioTooLong            400 AUDIO_TOO_LONG
 ├── TextTooLong             400 TEXT_TOO_LONG
 ├── VoiceLimitExceeded      400 VOICE_LIMIT_EXCEEDED
@@ -15,15 +16,20 @@ AppError
 ├── NoApiKey                403 NO_API_KEY
 ├── RegistrationClosed      403 REGISTRATION_CLOSED
 ├── VoiceNotFound           404 VOICE_NOT_FOUND
+├── TaskNotFound            404 TASK_NOT_FOUND
+├── RecordNotFound          404 NOT_FOUND
 ├── ObjectNotFound          404 NOT_FOUND
 ├── UsernameTaken           409 USERNAME_TAKEN
+├── NoTranscript            409 NO_TRANSCRIPT: the task is not finished, or has failed
 ├── PayloadTooLarge         413 PAYLOAD_TOO_LARGE: a body that is refused unread
 ├── Abandoned               499 ABANDONED: the client left before anything was bought
 ├── RateLimited             429 RATE_LIMITED
 │   └── Throttled               the provider's own limit
 ├── SealBroken              500 INTERNAL_ERROR: a stored key cannot be opened
 ├── UpstreamError           502 UPSTREAM_ERROR
-│   ├── ConnectionLost          the provider could not be reached, or the connection broke
+│   ├── ConnectionLost          the connection to the provider broke
+│   │   └── Unreachable             none came up; no work was accepted
+│   ├── UpstreamNotFound        the provider knows nothing of this name
 │   └── StorageError            the object store refused or could not be reached
 ├── NotReady                503 NOT_READY: the database or the store does not answer
 └── UpstreamTimeout         504 TIMEOUT
@@ -86,6 +92,12 @@ class InvalidAudio(AppError):
     status = 400
     code = "INVALID_AUDIO"
     default_message = "音频格式不支持或质量不符合要求"
+
+
+class AudioTooLarge(InvalidAudio):
+    """The audio has more bytes than the route or the provider takes."""
+
+    default_message = "音频文件过大"
 
 
 class AudioTooLong(AppError):
@@ -156,6 +168,22 @@ class VoiceNotFound(AppError):
     default_message = "音色不存在"
 
 
+class TaskNotFound(AppError):
+    """The user has no such transcription task."""
+
+    status = 404
+    code = "TASK_NOT_FOUND"
+    default_message = "任务不存在"
+
+
+class RecordNotFound(AppError):
+    """The user has no such record."""
+
+    status = 404
+    code = "NOT_FOUND"
+    default_message = "记录不存在"
+
+
 class ObjectNotFound(AppError):
     """The store holds nothing under this key."""
 
@@ -170,6 +198,14 @@ class UsernameTaken(AppError):
     status = 409
     code = "USERNAME_TAKEN"
     default_message = "用户名已被占用，请换一个"
+
+
+class NoTranscript(AppError):
+    """The transcription has no transcript to make subtitles of, not yet or not at all."""
+
+    status = 409
+    code = "NO_TRANSCRIPT"
+    default_message = "任务尚未完成，请稍后再试"
 
 
 class PayloadTooLarge(AppError):
@@ -220,6 +256,18 @@ class ConnectionLost(UpstreamError):
     """The provider could not be reached, or the connection broke before the work was done."""
 
     default_message = "与百炼平台的连接中断，请稍后重试"
+
+
+class Unreachable(ConnectionLost):
+    """No connection to the provider came up; no work was accepted."""
+
+    default_message = "无法连接百炼平台，请稍后重试"
+
+
+class UpstreamNotFound(UpstreamError):
+    """The provider has nothing under the name it was asked for."""
+
+    default_message = "百炼平台上没有该资源"
 
 
 class StorageError(UpstreamError):
