@@ -59,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     sandbox.add_argument(
         "--rate-limit", type=int, metavar="N", help="refuse more than N tasks per second, key and model (DashScope: 3)"
     )
+    sandbox.add_argument(
+        "--task-seconds",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="how long a transcription takes (default %(default)s)",
+    )
     sandbox.set_defaults(run=_sandbox)
 
     migrate = commands.add_parser("migrate", help="bring the database of DATABASE_URL to a revision")
@@ -108,7 +115,9 @@ def _sandbox(options: argparse.Namespace) -> int:
     from app.sandbox import SandboxOptions, serve
 
     _require_free(options.host, options.port)
-    sandbox = SandboxOptions(realtime=options.realtime, rate_limit_per_second=options.rate_limit)
+    sandbox = SandboxOptions(
+        realtime=options.realtime, rate_limit_per_second=options.rate_limit, task_seconds=options.task_seconds
+    )
     serve(sandbox, options.host, options.port)
     return 0
 

@@ -34,6 +34,7 @@ async def run_demo(host: str, port: int, sandbox_port: int) -> int:
         redis_url=None,
         storage="local",
         dashscope_ws_url=f"ws://127.0.0.1:{sandbox_port}/api-ws/v1/inference",
+        dashscope_http_url=f"http://127.0.0.1:{sandbox_port}/api/v1",
         public_base_url=url,
         registration="open",
         log_level="WARNING",
@@ -99,11 +100,17 @@ async def _speak_first_sentence(url: str, data_dir: Path) -> None:
         _data(await client.put("/api/user/apikey", params={"verify": True}, json={"api_key": key}))
         request = {"model": "cosyvoice-v3-flash", "voice": "longanyang", "text": SENTENCE}
         speech = _data(await client.post("/api/audio/tts/synthesize", json=request))
+        heard = _data(
+            await client.post(
+                "/api/audio/asr/recognize", json={"model": "qwen3-asr-flash", "audio_url": speech["audio_url"]}
+            )
+        )
     print(
         f"""
 Spoke:     {SENTENCE}
 Listen at: {speech["audio_url"]}  ({speech["duration"]} s)
 It cost:   {speech["bill"]} CNY for {speech["characters"]} characters (sandbox: no real money)
+Heard:     {heard["text"]}  ({heard["bill"]} CNY for {heard["duration"]} s)
 
 Docs:      {url}/docs   (press Authorize)
 Login:     {USERNAME} / {password}

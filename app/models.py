@@ -125,7 +125,8 @@ class Record(Table):
     `status` starts as `running` and ends, once, as `succeeded`, `failed`, `abandoned` (the client left) or
     `interrupted` (we died). `unit_price` is the price per unit that the call was opened with, `expected_quantity`
     what the work that was handed over will count in all. `lease_expires_at` is renewed by the living process that
-    works on the record; when it has passed, nobody does.
+    works on the record; when it has passed, nobody does. A transcription that the provider has taken on has no lease:
+    whichever process looks after it next ends its record. `output_data` is JSON of whatever else was found out.
     """
 
     __tablename__ = "records"
@@ -144,6 +145,7 @@ class Record(Table):
     input_data: Mapped[str] = mapped_column(Text)
     output_key: Mapped[str | None] = mapped_column(String(512))
     output_text: Mapped[str | None] = mapped_column(Text)
+    output_data: Mapped[str | None] = mapped_column(Text)
     voice_id: Mapped[str | None] = mapped_column(String(128))
     duration_ms: Mapped[int | None] = mapped_column(Integer)
     unit: Mapped[str] = mapped_column(String(16))
@@ -155,6 +157,37 @@ class Record(Table):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Transcription(Table):
+    """A task at the provider, looked after until its record has an end; then the transcripts are kept here.
+
+    `status` and the times are what the provider said last, at `checked_at`. `next_check_at` is when somebody has to
+    ask again, and nothing once all is known. Who asks holds `claimed_until`. `misses` counts the checks in a row that
+    found no such task or no fit result, `key_fingerprint` names the key that it was submitted with.
+    """
+
+    __tablename__ = "transcriptions"
+    __table_args__ = (
+        Index("ix_transcriptions_user_id_task_id", "user_id", "task_id"),
+        Index("ix_transcriptions_next_check_at", "next_check_at"),
+    )
+
+    record_id: Mapped[int] = mapped_column(ForeignKey("records.id", ondelete="RESTRICT"), primary_key=True)
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="RESTRICT"))
+    task_id: Mapped[str] = mapped_column(String(PROVIDER_ID_CHARS))
+    key_fingerprint: Mapped[str] = mapped_column(String(64))
+    status: Mapped[str] = mapped_column(String(16))
+    submitted_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    scheduled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    result_url: Mapped[str | None] = mapped_column(Text)
+    transcripts: Mapped[str | None] = mapped_column(Text)
+    audio_info: Mapped[str | None] = mapped_column(Text)
+    misses: Mapped[int] = mapped_column(Integer, default=0)
+    checked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    next_check_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    claimed_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class Bill(Table):

@@ -36,9 +36,11 @@ class Settings(BaseSettings):
     login_limit: str = "10/minute"
 
     dashscope_ws_url: str | None = None
+    dashscope_http_url: str | None = None
     upstream_rate: str = "3/second"
     upstream_timeout: float = Field(default=60.0, gt=0)
     handshake_timeout: float = Field(default=10.0, gt=0)
+    asr_max_seconds: int = Field(default=60, ge=1, le=300)
 
     storage: Literal["local", "oss"] | None = None
     oss_endpoint: str | None = None
@@ -89,6 +91,14 @@ class Settings(BaseSettings):
     @classmethod
     def _websocket_url(cls, value: str | None) -> str | None:
         return value and _checked_url(value, "ws", "wss")
+
+    @field_validator("dashscope_http_url")
+    @classmethod
+    def _api_url(cls, value: str | None) -> str | None:
+        if not value:
+            return value
+        checked = _checked_url(value, "http", "https")
+        return checked if urlsplit(checked).path else f"{checked}/api/v1"
 
     @field_validator("public_base_url", "oss_public_base_url")
     @classmethod

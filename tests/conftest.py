@@ -71,14 +71,14 @@ def realtime_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandb
 @pytest.fixture(scope="session")
 def backend(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> Iterator[Server]:
     """The product on its embedded defaults, with the sandbox as provider."""
-    with run_backend(tmp_path_factory.mktemp("backend"), {"DASHSCOPE_WS_URL": sandbox.ws_url}) as running:
+    with run_backend(tmp_path_factory.mktemp("backend"), sandbox.settings) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def realtime_backend(tmp_path_factory: pytest.TempPathFactory, realtime_sandbox: Sandbox) -> Iterator[Server]:
     """The product with a provider that sends audio as fast as it plays."""
-    environment = {"DASHSCOPE_WS_URL": realtime_sandbox.ws_url}
+    environment = realtime_sandbox.settings
     with run_backend(tmp_path_factory.mktemp("realtime_backend"), environment) as running:
         yield running
 

@@ -64,10 +64,25 @@ class Sandbox(Server):
         """The CosyVoice endpoint."""
         return self.url.replace("http", "ws") + "/api-ws/v1/inference"
 
+    @property
+    def http_url(self) -> str:
+        """The base of the HTTP services."""
+        return f"{self.url}/api/v1"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What tells a backend to use this provider."""
+        return {"DASHSCOPE_WS_URL": self.ws_url, "DASHSCOPE_HTTP_URL": self.http_url}
+
     def calls(self, api_key: str | None = None) -> list[dict[str, Any]]:
         """The syntheses that the provider saw, of one key or of all."""
         calls: list[dict[str, Any]] = httpx.get(f"{self.url}/_sandbox/calls").json()
         return [call for call in calls if api_key in {None, call["api_key"]}]
+
+    def requests(self, api_key: str | None = None) -> list[dict[str, Any]]:
+        """The HTTP requests that the provider saw, of one key or of all; result files are fetched without a key."""
+        requests: list[dict[str, Any]] = httpx.get(f"{self.url}/_sandbox/requests").json()
+        return [request for request in requests if api_key in {None, request["api_key"]}]
 
     @contextmanager
     def faults(self, **faults: Any) -> Iterator[None]:

@@ -24,7 +24,7 @@ def expire_leases(server: Server) -> None:
 async def test_a_killed_process_leaves_an_interrupted_record_with_an_estimate(
     tmp_path: Path, realtime_sandbox: Sandbox, create_account: CreateAccount
 ) -> None:
-    environment = {"DASHSCOPE_WS_URL": realtime_sandbox.ws_url}
+    environment = realtime_sandbox.settings
     with run_backend(tmp_path, environment) as backend:
         account = await create_account(backend)
         with pytest.raises(httpx.TransportError):
@@ -47,7 +47,7 @@ async def test_a_killed_process_leaves_an_interrupted_record_with_an_estimate(
 async def test_a_terminated_process_settles_what_is_under_way(
     tmp_path: Path, realtime_sandbox: Sandbox, create_account: CreateAccount
 ) -> None:
-    with run_backend(tmp_path, {"DASHSCOPE_WS_URL": realtime_sandbox.ws_url, "DRAIN_SECONDS": "1"}) as backend:
+    with run_backend(tmp_path, {**realtime_sandbox.settings, "DRAIN_SECONDS": "1"}) as backend:
         account = await create_account(backend)
         with pytest.raises(httpx.TransportError):
             async with account.client.stream("POST", "/api/audio/tts/synthesize", json=BODY) as answer:
@@ -69,7 +69,7 @@ async def test_a_terminated_process_settles_what_is_under_way(
 async def test_short_work_is_finished_before_the_process_ends(
     tmp_path: Path, realtime_sandbox: Sandbox, create_account: CreateAccount
 ) -> None:
-    with run_backend(tmp_path, {"DASHSCOPE_WS_URL": realtime_sandbox.ws_url}) as backend:
+    with run_backend(tmp_path, realtime_sandbox.settings) as backend:
         account = await create_account(backend)
         speaking = asyncio.create_task(account.synthesize("今天天气真好。", format="pcm"))
         await asyncio.sleep(0.3)
@@ -84,7 +84,7 @@ async def test_short_work_is_finished_before_the_process_ends(
 async def test_a_plain_call_that_outlasts_the_drain_is_told_billed_and_kept(
     tmp_path: Path, realtime_sandbox: Sandbox, create_account: CreateAccount
 ) -> None:
-    with run_backend(tmp_path, {"DASHSCOPE_WS_URL": realtime_sandbox.ws_url, "DRAIN_SECONDS": "1"}) as backend:
+    with run_backend(tmp_path, {**realtime_sandbox.settings, "DRAIN_SECONDS": "1"}) as backend:
         account = await create_account(backend)
         speaking = asyncio.create_task(account.synthesize(LONG_TEXT * 4, format="pcm"))
         await asyncio.sleep(1.5)
@@ -108,7 +108,7 @@ async def test_a_plain_call_that_outlasts_the_drain_is_told_billed_and_kept(
 async def test_a_death_in_the_queue_bills_only_what_was_sent(
     tmp_path: Path, realtime_sandbox: Sandbox, create_account: CreateAccount
 ) -> None:
-    environment = {"DASHSCOPE_WS_URL": realtime_sandbox.ws_url, "UPSTREAM_RATE": "1/minute"}
+    environment = {**realtime_sandbox.settings, "UPSTREAM_RATE": "1/minute"}
     with run_backend(tmp_path, environment) as backend:
         account = await create_account(backend)
         calls = [asyncio.create_task(account.synthesize(LONG_TEXT, format="pcm")) for _ in range(4)]

@@ -112,7 +112,7 @@ async def test_the_whole_path_on_postgresql_with_redis(
 
 async def test_the_providers_own_rate_is_kept_by_queueing(tmp_path: Path, create_account: CreateAccount) -> None:
     with run_sandbox(tmp_path / "sandbox", "--rate-limit", "3") as strict:
-        settings = {"DASHSCOPE_WS_URL": strict.ws_url, "UPSTREAM_RATE": "3/second"}
+        settings = {**strict.settings, "UPSTREAM_RATE": "3/second"}
         with run_backend(tmp_path / "backend", settings) as backend:
             account = await create_account(backend)
             answers = await asyncio.gather(*(account.synthesize(f"第{number}句") for number in range(7)))
@@ -146,7 +146,7 @@ async def test_a_provider_that_throttles_for_ever_is_told_with_a_time_to_come_ba
 
 
 async def test_a_silent_provider_times_out(tmp_path: Path, sandbox: Sandbox, create_account: CreateAccount) -> None:
-    with run_backend(tmp_path, {"DASHSCOPE_WS_URL": sandbox.ws_url, "UPSTREAM_TIMEOUT": "0.5"}) as backend:
+    with run_backend(tmp_path, {**sandbox.settings, "UPSTREAM_TIMEOUT": "0.5"}) as backend:
         account = await create_account(backend)
         with sandbox.faults(break_tasks=1, break_after_frames=1, break_how="silent"):
             answer = await account.synthesize("今天天气真好。" * 10, format="wav")

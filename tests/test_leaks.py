@@ -14,7 +14,7 @@ async def test_secrets_are_nowhere_in_clear(tmp_path: Path, sandbox: Sandbox, cr
     key = f"sk-test-{uuid.uuid4().hex}"
     bad_key = f"sk-bad-{uuid.uuid4().hex}"
     text = "这句话不该出现在日志里"
-    with run_backend(tmp_path, {"DASHSCOPE_WS_URL": sandbox.ws_url, "LOG_LEVEL": "DEBUG"}) as backend:
+    with run_backend(tmp_path, {**sandbox.settings, "LOG_LEVEL": "DEBUG"}) as backend:
         account = await create_account(backend, api_key=key)
         token = account.client.headers["Authorization"].removeprefix("Bearer ")
         assert (await account.synthesize(text)).status_code == 200
@@ -45,14 +45,14 @@ async def test_secrets_are_nowhere_in_clear(tmp_path: Path, sandbox: Sandbox, cr
 async def test_generated_secrets_are_for_their_owner_only(
     tmp_path: Path, sandbox: Sandbox, create_account: CreateAccount, name: str
 ) -> None:
-    with run_backend(tmp_path, {"DASHSCOPE_WS_URL": sandbox.ws_url}) as backend:
+    with run_backend(tmp_path, sandbox.settings) as backend:
         file = tmp_path / "data" / name
         assert file.stat().st_mode & 0o777 == 0o600
         secret = file.read_text()
         assert len(secret) >= 32
         account = await create_account(backend)
         backend.stop()
-    with run_backend(tmp_path, {"DASHSCOPE_WS_URL": sandbox.ws_url}) as restarted:
+    with run_backend(tmp_path, sandbox.settings) as restarted:
         assert file.read_text() == secret
         account.client.base_url = httpx.URL(restarted.url)
         assert (await account.synthesize("你好")).status_code == 200

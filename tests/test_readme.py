@@ -12,7 +12,7 @@ def test_every_curl_command_works(tmp_path: Path, sandbox: Sandbox) -> None:
     readme = (PROJECT / "README.md").read_text()
     block = re.search(r"<!-- curl -->\n```sh\n(.*?)```", readme, re.DOTALL)
     assert block is not None
-    with run_backend(tmp_path / "backend", {"DASHSCOPE_WS_URL": sandbox.ws_url}) as backend:
+    with run_backend(tmp_path / "backend", sandbox.settings) as backend:
         checked = 'curl() { command curl --fail-with-body --show-error "$@"; }\n'
         script = checked + block[1].replace("http://localhost:8000", backend.url)
         done = subprocess.run(["bash", "-euc", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -20,6 +20,8 @@ def test_every_curl_command_works(tmp_path: Path, sandbox: Sandbox) -> None:
     assert done.stderr == ""
     assert "sk-****cdef" in done.stdout
     assert '"characters":26' in done.stdout
+    assert done.stdout.count('"text":"你好，欢迎使用语音合成服务！"') >= 3
+    assert "00:00:00," in done.stdout
     assert duration((tmp_path / "speech.mp3").read_bytes(), "mp3", 22050) > 1
     assert duration((tmp_path / "stream.wav").read_bytes(), "wav", 24000) > 1
     assert "x-record-id: 2" in (tmp_path / "headers.txt").read_text().lower()

@@ -154,7 +154,7 @@ async def test_records_of_a_dead_process_are_interrupted_with_an_estimate(
 async def test_a_record_whose_owner_lives_after_all_is_not_swept(database: Database, user_id: uuid.UUID) -> None:
     owner, sweeper = RecordService(database), RecordService(database)
     record = OpenRecord(await owner._open(user_id, "tts", "m", "{}", PRICE), PRICE, quantity=7)
-    await sweeper._write_end(OpenRecord(record.id, PRICE, quantity=100), "interrupted", None, estimated=True)
+    assert not await sweeper.end(OpenRecord(record.id, PRICE, quantity=100), "interrupted", None, orphaned=True)
     await owner._settle(record, "succeeded", None)
     settled, bill = await only_record(database)
     assert settled.status == "succeeded"
@@ -203,15 +203,15 @@ async def test_a_database_that_is_away_for_a_moment_is_waited_for(
     database: Database, user_id: uuid.UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = RecordService(database)
-    write_end = records._write_end
+    end = records.end
     failures = iter([ConnectionRefusedError("away"), PoolTimeout("busy")])
 
     async def stumble(*arguments: Any) -> None:
         if failure := next(failures, None):
             raise failure
-        await write_end(*arguments)
+        await end(*arguments)
 
-    monkeypatch.setattr(records, "_write_end", stumble)
+    monkeypatch.setattr(records, "end", stumble)
     monkeypatch.setattr("app.services.records.SETTLE_RETRY_SECONDS", (0.01, 0.01))
     await run(records, user_id, 9)
     record, bill = await only_record(database)

@@ -2,10 +2,11 @@
 
 import re
 from decimal import Decimal
-from importlib.resources import files
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from app.catalog.data import read_data
 
 CHARACTERS_PER_PRICE = 10_000
 MAX_PRICE_DECIMALS = 8  # so that the price of one character has at most 12
@@ -19,14 +20,15 @@ _TAG = re.compile(r"<[^<>]*>")
 
 
 class PriceList(BaseModel):
-    """What the operator's users pay. `per_10k_characters` maps a speech model to its price."""
+    """What the operator's users pay: speech models by characters spoken, recognition models by seconds heard."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     currency: str = Field(pattern="^[A-Z]{3}$")
     per_10k_characters: dict[str, Decimal]
+    per_second: dict[str, Decimal] = Field(default_factory=dict)
 
-    @field_validator("per_10k_characters")
+    @field_validator("per_10k_characters", "per_second")
     @classmethod
     def _exact_prices(cls, prices: dict[str, Decimal]) -> dict[str, Decimal]:
         for model, price in prices.items():
@@ -42,11 +44,13 @@ class PriceList(BaseModel):
 
 def load_prices(replacement: Path | None = None) -> PriceList:
     """Read the price list, or the operator's replacement for it. Raises ValueError or OSError with the reason."""
-    shipped = PriceList.model_validate_json(files(__package__).joinpath("prices.json").read_bytes())
+    shipped = PriceList.model_validate_json(read_data("prices.json"))
     if replacement is None:
         return shipped
     prices = PriceList.model_validate_json(replacement.read_bytes())
-    missing = shipped.per_10k_characters.keys() - prices.per_10k_characters.keys()
+    missing = (shipped.per_10k_characters.keys() - prices.per_10k_characters.keys()) | (
+        shipped.per_second.keys() - prices.per_second.keys()
+    )
     if missing:
         raise ValueError(f"no price for {', '.join(sorted(missing))}")
     return prices

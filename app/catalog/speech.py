@@ -2,9 +2,10 @@
 
 import re
 from functools import cache
-from importlib.resources import files
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from app.catalog.data import read_data
 
 # `{model}-{prefix}-{uid}`, with `vd-` before the prefix of a designed voice (PROTOCOL §3).
 _CLONED_VOICE = re.compile(r"cosyvoice-v[0-9.]+(?:-[A-Za-z0-9_]+){2,5}")
@@ -51,7 +52,7 @@ class SystemVoice(BaseModel):
 @cache
 def speech_models() -> tuple[SpeechModel, ...]:
     """Every speech model, in the order in which they are shown."""
-    return TypeAdapter(tuple[SpeechModel, ...]).validate_json(_read("speech_models.json"))
+    return TypeAdapter(tuple[SpeechModel, ...]).validate_json(read_data("speech_models.json"))
 
 
 def find_speech_model(model_id: str) -> SpeechModel | None:
@@ -76,9 +77,5 @@ def was_cloned_for(voice_id: str, model_id: str) -> bool:
 
 @cache
 def _voices_by_id() -> dict[str, SystemVoice]:
-    voices = TypeAdapter(tuple[SystemVoice, ...]).validate_json(_read("system_voices.json"))
+    voices = TypeAdapter(tuple[SystemVoice, ...]).validate_json(read_data("system_voices.json"))
     return {voice.voice_id: voice for voice in voices}
-
-
-def _read(name: str) -> bytes:
-    return files(__package__).joinpath(name).read_bytes()

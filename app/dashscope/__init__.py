@@ -1,17 +1,53 @@
 """The client of Alibaba DashScope, written from its protocol: frames, connections, tasks, failures."""
 
+from app.dashscope.credential import HTTP_URLS, WS_URLS, Credential
+from app.dashscope.failures import explain
 from app.dashscope.frames import SpeechParameters
-from app.dashscope.pool import ENDPOINTS, ConnectionPool, Credential
+from app.dashscope.http import HttpClient
+from app.dashscope.pool import ConnectionPool
+from app.dashscope.recognition import (
+    MAX_DATA_URI_BYTES,
+    InlineAudio,
+    Recognition,
+    RecognitionClient,
+    RecognitionOrder,
+)
 from app.dashscope.speech import Interruption, SpeechClient
 from app.dashscope.speech_task import SpeechTask, Usage
+from app.dashscope.transcription import (
+    AudioInfo,
+    Submission,
+    TaskReport,
+    TaskStatus,
+    TranscriptionClient,
+    TranscriptionOrder,
+    TranscriptionResult,
+)
+from app.dashscope.uploads import UploadClient
 
 __all__ = [
-    "ENDPOINTS",
+    "HTTP_URLS",
+    "MAX_DATA_URI_BYTES",
+    "WS_URLS",
+    "AudioInfo",
     "ConnectionPool",
     "Credential",
+    "HttpClient",
+    "InlineAudio",
     "Interruption",
+    "Recognition",
+    "RecognitionClient",
+    "RecognitionOrder",
     "SpeechClient",
     "SpeechParameters",
     "SpeechTask",
+    "Submission",
+    "TaskReport",
+    "TaskStatus",
+    "TranscriptionClient",
+    "TranscriptionOrder",
+    "TranscriptionResult",
+    "UploadClient",
     "Usage",
+    "explain",
 ]

@@ -23,7 +23,23 @@ MAX_PROVIDER_MESSAGE_CHARS = 200
 _INVALID_MODEL = {"ModelNotFound", "model_not_found", "Model.AccessDenied", "AccessDenied.Unpurchased"}
 _VOICE_GONE = {"BadRequest.ResourceNotExist", "BadRequest.VoiceNotFound", "VoiceNotFound"}
 _TOO_LONG = ("AudioLengthError", "AUDIO_DURATION_TOO_LONG", "DurationLimitError")
-_BAD_AUDIO = ("UnsupportedFileFormat", "InputDownloadFailed", "FILE_", "DECODE_ERROR")
+_BAD_AUDIO = ("UnsupportedFileFormat", "DownloadFailed", "FILE_", "DECODE_ERROR")
+_AUDIO_REASONS = {
+    "FILE_DOWNLOAD_FAILED": "音频文件无法下载，请确认 URL 可公网访问",
+    "InvalidFile.DownloadFailed": "音频文件无法下载，请确认 URL 可公网访问",
+    "BadRequest.InputDownloadFailed": "音频文件无法下载，请确认 URL 可公网访问",
+    "FILE_404_NOT_FOUND": "音频文件不存在（HTTP 404），请检查 URL",
+    "FILE_403_FORBIDDEN": "没有权限下载音频文件（HTTP 403），请检查 URL 的访问权限或签名是否过期",
+    "REQUEST_INVALID_FILE_URL_VALUE": "音频文件的 URL 无效",
+    "CONTENT_LENGTH_CHECK_FAILED": "音频文件的长度与服务器声明的不一致，请检查文件服务器",
+    "FILE_SERVER_ERROR": "音频文件所在的服务器出错，请稍后重试",
+    "FILE_TOO_LARGE": "音频文件过大（最大 2 GB），请压缩或拆分后重试",
+    "FILE_CHECK_FAILED": "音频文件未通过检查，请确认格式正确",
+    "FILE_NORMALIZE_FAILED": "音频文件无法转码，请确认文件没有损坏",
+    "FILE_PARSE_FAILED": "音频文件无法解析，请确认格式正确",
+    "MKV_PARSE_FAILED": "MKV 文件无法解析，请转换为其他格式",
+    "DECODE_ERROR": "音频文件无法解码，请确认文件没有损坏",
+}
 _THROTTLED = {"limit_requests", "limit_burst_rate", "insufficient_quota"}
 
 # The provider tells these apart only by their words.
@@ -47,6 +63,9 @@ _REASONS = {
     "SystemError": "百炼平台内部错误，请稍后重试",
     "ModelServingError": "百炼平台繁忙，请稍后重试",
     "ModelUnavailable": "模型暂时不可用，请稍后重试",
+    "FILE_TRANS_TASK_EXPIRED": "任务不存在或已过期，请重新提交",
+    "InternalError.Timeout": "百炼平台处理超时（3 小时），请重新提交",
+    "CANCELED": "任务已被取消",
     "WorkSpaceNotFound": "业务空间不存在，请检查 workspace",
     "Workspace.AccessDenied": "没有该业务空间的权限，请检查 workspace",
 }
@@ -67,7 +86,9 @@ def explain(code: str, message: str) -> AppError:
         return VoiceNotFound()
     if any(part in code for part in _TOO_LONG):
         return AudioTooLong()
-    if code.startswith("Audio.") or any(part in code for part in _BAD_AUDIO):
+    if code in _AUDIO_REASONS:
+        return InvalidAudio(f"{_AUDIO_REASONS[code]}（{code}）")
+    if code.startswith("Audio.") or (code not in _REASONS and any(part in code for part in _BAD_AUDIO)):
         return InvalidAudio(f"音频不符合要求：{_plain(message)}（{code}）")
     if code.startswith("Throttling") and _says(message, _VOICE_QUOTA_WORDS):
         return VoiceLimitExceeded()

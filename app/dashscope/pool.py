@@ -1,10 +1,9 @@
 """WebSocket connections to the provider, kept open between tasks (PROTOCOL §1.7)."""
 
 import asyncio
-import hashlib
 import ssl
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,15 +14,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.protocol import State
 
+from app.dashscope.credential import Credential
 from app.dashscope.failures import explain
-from app.errors import AppError, ConnectionLost, HandshakeTimeout, InvalidApiKey
+from app.errors import AppError, ConnectionLost, HandshakeTimeout, InvalidApiKey, Unreachable
 
 log = structlog.get_logger(__name__)
 
-ENDPOINTS = {
-    "beijing": "wss://dashscope.aliyuncs.com/api-ws/v1/inference",
-    "singapore": "wss://dashscope-intl.aliyuncs.com/api-ws/v1/inference",
-}
 # The provider closes after 60 s without a task (§1.7); ours go first, with room for a slow network.
 IDLE_SECONDS = 40.0
 MAX_IDLE_PER_CREDENTIAL = 16
@@ -31,20 +27,6 @@ CLOSE_SECONDS = 2.0
 # Frames are about 8000 bytes (§1.6); reading pauses while this many wait.
 QUEUED_FRAMES = 8
 MAX_FRAME_BYTES = 4 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Credential:
-    """A user's key with the place where it is valid. Connections are never shared between two of these."""
-
-    api_key: str = field(repr=False)
-    endpoint: str
-    workspace: str | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """A name for the key that does not give it away."""
-        return hashlib.sha256(self.api_key.encode()).hexdigest()[:32]
 
 
 @dataclass(eq=False, slots=True)
@@ -153,14 +135,11 @@ class ConnectionPool:
             del self._idle[connection.credential]
 
     async def _open(self, credential: Credential) -> ClientConnection:
-        headers = {"Authorization": f"Bearer {credential.api_key}"}
-        if credential.workspace:
-            headers["X-DashScope-WorkSpace"] = credential.workspace
-        secure: dict[str, Any] = {"ssl": self._tls} if urlsplit(credential.endpoint).scheme == "wss" else {}
+        secure: dict[str, Any] = {"ssl": self._tls} if urlsplit(credential.ws_url).scheme == "wss" else {}
         try:
             return await _Handshake(
-                credential.endpoint,
-                additional_headers=headers,
+                credential.ws_url,
+                additional_headers=credential.headers,
                 user_agent_header="ai-voice-backend",
                 compression=None,
                 proxy=None,
@@ -176,7 +155,7 @@ class ConnectionPool:
         except InvalidStatus as error:
             raise _explain_refusal(error) from None  # its traceback would show the request headers
         except (OSError, InvalidHandshake) as error:
-            raise ConnectionLost("无法连接百炼平台，请稍后重试") from error
+            raise Unreachable from error
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:

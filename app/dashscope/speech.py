@@ -11,9 +11,10 @@ from weakref import WeakValueDictionary
 import structlog
 from anyio import CancelScope
 
+from app.dashscope.credential import Credential
 from app.dashscope.failures import may_retry
 from app.dashscope.frames import SpeechParameters
-from app.dashscope.pool import ConnectionPool, Credential
+from app.dashscope.pool import ConnectionPool
 from app.dashscope.speech_task import SpeechTask, Usage
 from app.errors import Abandoned, AppError, ConnectionLost
 

@@ -1,27 +1,34 @@
 """The largest request body that is read at all."""
 
+from collections.abc import Mapping
+
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import PayloadTooLarge
+from app.errors import AppError, AudioTooLarge, PayloadTooLarge
 from app.routers.failures import error_response
 
 
 class BodyLimit:
-    """Refuses a declared size unread, and stops reading a body that turns out larger than allowed."""
+    """Refuses a declared size unread, and stops reading a body that turns out larger than allowed.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    `uploads` gives the paths that take audio with their larger limits.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, uploads: Mapping[str, int]) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._uploads = uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        max_bytes = self._uploads.get(scope["path"], self._max_bytes)
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if declared.isdigit() and int(declared) > self._max_bytes:
-            await error_response(PayloadTooLarge(self._message()))(scope, receive, send)
+        if declared.isdigit() and int(declared) > max_bytes:
+            await error_response(self._refusal(scope, max_bytes))(scope, receive, send)
             return
         read = 0
 
@@ -29,11 +36,15 @@ class BodyLimit:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self._max_bytes:
-                raise HTTPException(PayloadTooLarge.status, self._message())
+            if read > max_bytes:
+                refusal = self._refusal(scope, max_bytes)
+                # FastAPI lets nothing else through while it reads a body.
+                raise HTTPException(refusal.status, refusal.message) if scope["path"] not in self._uploads else refusal
             return message
 
         await self._app(scope, receive_counted, send)
 
-    def _message(self) -> str:
-        return f"请求体过大，不能超过 {self._max_bytes} 字节"
+    def _refusal(self, scope: Scope, max_bytes: int) -> AppError:
+        if scope["path"] in self._uploads:
+            return AudioTooLarge(f"音频文件过大，整个请求不能超过 {max_bytes // 1024 // 1024} MB")
+        return PayloadTooLarge(f"请求体过大，不能超过 {max_bytes} 字节")

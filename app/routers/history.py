@@ -1,16 +1,19 @@
-"""The user's history: spec 5.1."""
+"""The user's history: spec 5.1, and one record in full."""
 
+import json
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel, Field
 
+from app.dashscope import AudioInfo
 from app.models import Record
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, error_answers
-from app.routers.presentation import show_amount, show_time
+from app.routers.presentation import show_amount, show_exactly, show_time
 from app.services import Services
+from app.transcripts import Transcript, Transcripts
 
 router = APIRouter(prefix="/api/audio", tags=["历史记录"], dependencies=[Depends(limit_rate)])
 
@@ -45,6 +48,65 @@ class History(BaseModel):
     total: int = Field(description="符合条件的记录总数", examples=[3])
     page: int = Field(description="页码", examples=[1])
     page_size: int = Field(description="每页数量", examples=[20])
+
+
+class RecordUsage(BaseModel):
+    """计费的数量与单价。"""
+
+    unit: str = Field(description="计费单位：character（字符）、second（秒）", examples=["second"])
+    quantity: int = Field(description="数量", examples=[4])
+    unit_price: str = Field(description="单价（元）", examples=["0.0004"])
+    amount: str = Field(description="精确金额（元）", examples=["0.0016"])
+    currency: str = Field(description="币种", examples=["CNY"])
+    estimated: bool = Field(description="是否为估算：服务中断或百炼未返回用量时")
+    provider_request_id: str | None = Field(default=None, description="百炼的请求ID或任务ID")
+
+
+class RecordDetail(HistoryItem):
+    """一条记录的全部内容；没有值的字段不出现。"""
+
+    finished_at: str | None = Field(default=None, description="结束时间", examples=["2025-12-30T10:30:05"])
+    usage: RecordUsage | None = Field(default=None, description="用量与费用")
+    details: dict[str, Any] | None = Field(default=None, description="识别的语种、情感与 Token 数")
+    task_id: str | None = Field(default=None, description="转写任务ID")
+    task_status: str | None = Field(default=None, description="转写任务状态")
+    audio_info: AudioInfo | None = Field(default=None, description="识别的音频")
+    transcripts: list[Transcript] | None = Field(default=None, description="每个音轨的转写结果，含词级时间戳")
+
+
+@router.get(
+    "/records/{record_id}",
+    summary="记录详情",
+    description="一条记录的全部内容，包括用量、费用明细与完整的转写结果。",
+    responses=error_answers(400, 401, 404, 429),
+    response_model_exclude_none=True,
+)
+async def get_record(
+    services: ServicesDep,
+    user: CurrentUser,
+    record_id: Annotated[int, Path(description="记录ID", ge=1, le=2**63 - 1)],
+) -> Envelope[RecordDetail]:
+    """Show one record in full."""
+    record, bill, task = await services.records.find(user.id, record_id)
+    amount = bill.amount if bill else Decimal(0)
+    detail = RecordDetail(**_shown(record, amount, services).model_dump())
+    detail.finished_at = show_time(record.finished_at, services.settings.zone) if record.finished_at else None
+    detail.details = json.loads(record.output_data) if record.output_data else None
+    if bill:
+        detail.usage = RecordUsage(
+            unit=bill.unit,
+            quantity=bill.quantity,
+            unit_price=show_exactly(bill.unit_price),
+            amount=show_exactly(bill.amount),
+            currency=bill.currency,
+            estimated=bill.estimated,
+            provider_request_id=bill.provider_request_id,
+        )
+    if task:
+        detail.task_id, detail.task_status = task.task_id, task.status
+        detail.audio_info = AudioInfo.model_validate_json(task.audio_info) if task.audio_info else None
+        detail.transcripts = list(Transcripts.validate_json(task.transcripts)) if task.transcripts else None
+    return Envelope(data=detail)
 
 
 @router.get(

@@ -5,20 +5,36 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from anyio import CapacityLimiter
+
 from app.catalog import PriceList, load_prices
-from app.dashscope import ConnectionPool, Credential, SpeechClient
+from app.dashscope import (
+    ConnectionPool,
+    Credential,
+    HttpClient,
+    RecognitionClient,
+    SpeechClient,
+    TranscriptionClient,
+    UploadClient,
+)
 from app.database import Database, migrate, require_current_schema
 from app.ratelimit import RateLimiter, burst_of
 from app.security import KeySealer, TokenSigner
 from app.services.accounts import AccountService
+from app.services.collection import TaskCollector
+from app.services.delivery import AudioDelivery
 from app.services.inflight import InFlight
+from app.services.recognition import RecognitionService
 from app.services.records import RecordService
 from app.services.synthesis import SynthesisService
+from app.services.transcription import TranscriptionService
 from app.settings import Settings, load_secrets
 from app.storage import Storage, create_storage
 
 # Callers of one key and model that hold a connection while they wait for their turn.
 MAX_SUBMISSIONS_AT_ONCE = 8
+# A body with Base64 takes three times its size in memory while it is decoded: that many at once.
+DECODED_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +49,9 @@ class Services:
     accounts: AccountService
     records: RecordService
     synthesis: SynthesisService
+    recognition: RecognitionService
+    transcription: TranscriptionService
+    decoding: CapacityLimiter
 
 
 @asynccontextmanager
@@ -57,6 +76,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         pool = ConnectionPool(handshake_seconds=settings.handshake_seconds)
         resources.push_async_callback(pool.close)
 
+        http = HttpClient(handshake_seconds=settings.handshake_seconds, silence_seconds=settings.upstream_timeout)
+        resources.push_async_callback(http.close)
+
         async def wait_for_turn(credential: Credential, model: str) -> None:
             await limiter.wait(settings.upstream_rate, credential.fingerprint, model)
 
@@ -71,7 +93,28 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         in_flight = InFlight()
         resources.push_async_callback(in_flight.drain)
         synthesis = SynthesisService(settings, prices, accounts, records, speech, storage, in_flight)
-        yield Services(settings, database, storage, limiter, prices, accounts, records, synthesis)
+        delivery = AudioDelivery(settings, database, storage, UploadClient(http), in_flight)
+        recognition = RecognitionService(
+            settings, prices, accounts, records, RecognitionClient(http), delivery, in_flight
+        )
+        tasks = TranscriptionClient(http)
+        collector = TaskCollector(database, accounts, records, tasks, limiter, in_flight)
+        collecting = asyncio.create_task(collector.run())
+        resources.push_async_callback(_cancelled, collecting)
+        transcription = TranscriptionService(prices, database, accounts, records, tasks, delivery, collector, in_flight)
+        yield Services(
+            settings=settings,
+            database=database,
+            storage=storage,
+            limiter=limiter,
+            prices=prices,
+            accounts=accounts,
+            records=records,
+            synthesis=synthesis,
+            recognition=recognition,
+            transcription=transcription,
+            decoding=CapacityLimiter(DECODED_AT_ONCE),
+        )
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

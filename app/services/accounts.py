@@ -9,7 +9,7 @@ from anyio import CapacityLimiter, to_thread
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 
-from app.dashscope import ENDPOINTS, ConnectionPool, Credential, SpeechClient
+from app.dashscope import HTTP_URLS, WS_URLS, ConnectionPool, Credential, SpeechClient
 from app.database import Database
 from app.errors import InvalidCredentials, NoApiKey, RegistrationClosed, SealBroken, Unauthorized, UsernameTaken
 from app.models import ApiKey, User
@@ -110,7 +110,7 @@ class AccountService:
         stored then.
         """
         if verify:
-            await self._speech.verify(Credential(api_key, self._endpoint(region), workspace))
+            await self._speech.verify(self._credential(api_key, region, workspace))
         row = ApiKey(
             user_id=user_id,
             sealed=self._sealer.seal(api_key, user_id),
@@ -161,10 +161,12 @@ class AccountService:
             same_key = (ApiKey.user_id == user_id, ApiKey.sealed == row.sealed)
             async with self._database.transaction() as session:
                 await session.execute(update(ApiKey).where(*same_key).values(sealed=resealed))
-        return Credential(api_key, self._endpoint(row.region), row.workspace)
+        return self._credential(api_key, row.region, row.workspace)
 
-    def _endpoint(self, region: str) -> str:
-        return self._settings.dashscope_ws_url or ENDPOINTS[region]
+    def _credential(self, api_key: str, region: str, workspace: str | None) -> Credential:
+        ws_url = self._settings.dashscope_ws_url or WS_URLS[region]
+        http_url = self._settings.dashscope_http_url or HTTP_URLS[region]
+        return Credential(api_key, ws_url, http_url, workspace)
 
     def _drop_connections(self, sealed: bytes, user_id: uuid.UUID) -> None:
         try:

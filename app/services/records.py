@@ -12,7 +12,7 @@ Every transition is one conditional UPDATE from `running`, in one transaction wi
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,13 +20,13 @@ from decimal import Decimal
 from typing import Literal
 
 import structlog
-from sqlalchemy import func, select, update
+from sqlalchemy import Executable, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.completion import run_to_end
 from app.database import Database
-from app.errors import AppError
-from app.models import PROVIDER_ID_CHARS, Bill, Record
+from app.errors import AppError, RecordNotFound
+from app.models import PROVIDER_ID_CHARS, Bill, Record, Transcription
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +58,11 @@ class OpenRecord:
     quantity: int = 0
     provider_request_id: str | None = None
     output_key: str | None = None
+    output_text: str | None = None
+    output_data: str | None = None
     duration_ms: int | None = None
+    estimated: bool = False
+    handed_over: bool = False
     cut_off: Literal["abandoned", "interrupted"] | None = None
 
     @property
@@ -91,7 +95,10 @@ class RecordService:
         input_data: str,
         price: Price,
     ) -> AsyncIterator[OpenRecord]:
-        """Open a record, and settle it when the block ends: as succeeded only when nothing was raised."""
+        """Open a record, and settle it when the block ends: as succeeded only when nothing was raised.
+
+        A record that was handed over meanwhile stays open.
+        """
         record = OpenRecord(await self._open(user_id, kind, model, input_data, price), price)
         status: Status = "failed"
         failure: BaseException | None = None
@@ -105,7 +112,20 @@ class RecordService:
             status, failure = record.cut_off or "failed", error
             raise
         finally:
-            await run_to_end(self._settle(record, status, failure))
+            if not record.handed_over:
+                await run_to_end(self._settle(record, status, failure))
+
+    async def hand_over(self, record: OpenRecord, task: Transcription) -> None:
+        """Leave a record open for whoever looks after the task from now on, this process or another.
+
+        Doing it twice is harmless.
+        """
+        release = update(Record).where(Record.id == record.id, Record.status == "running")
+        async with self._database.transaction() as session:
+            await session.execute(release.values(lease_expires_at=None))
+            await session.merge(task)
+        record.handed_over = True
+        self._live.discard(record.id)
 
     async def foresee(self, record: OpenRecord, quantity: int) -> None:
         """Note what the work will count in all, right before it is handed over.
@@ -134,6 +154,21 @@ class RecordService:
             items = [(record, amount or Decimal(0)) for record, amount in await session.execute(rows)]
         return HistoryPage(items, total or 0)
 
+    async def find(self, user_id: uuid.UUID, record_id: int) -> tuple[Record, Bill | None, Transcription | None]:
+        """One record of a user, with its bill line and its task if there are any. Raises RecordNotFound."""
+        wanted = (
+            select(Record, Bill, Transcription)
+            .outerjoin(Bill, Bill.record_id == Record.id)
+            .outerjoin(Transcription, Transcription.record_id == Record.id)
+            .where(Record.id == record_id, Record.user_id == user_id)
+        )
+        async with self._database.snapshot() as session:
+            found = (await session.execute(wanted)).one_or_none()
+        if found is None:
+            raise RecordNotFound
+        record, bill, task = found
+        return record, bill, task
+
     async def keep_leases(self) -> None:
         """Until cancelled: renew the leases of this process' records and end those that nobody works on any more."""
         sweep_from = datetime.now(UTC)
@@ -157,9 +192,61 @@ class RecordService:
             orphans = list(await session.scalars(expired))
         for orphan in orphans:
             price = Price(orphan.unit, orphan.unit_price, orphan.currency)
-            record = OpenRecord(orphan.id, price, quantity=orphan.expected_quantity)
-            await self._write_end(record, "interrupted", None, estimated=True)
+            record = OpenRecord(orphan.id, price, quantity=orphan.expected_quantity, estimated=True)
+            await self.end(record, "interrupted", None, orphaned=True)
         return len(orphans)
+
+    async def end(
+        self,
+        record: OpenRecord,
+        status: Status,
+        failure: BaseException | None,
+        *,
+        orphaned: bool = False,
+        along: Sequence[Executable] = (),
+    ) -> bool:
+        """Give a running record its end and its bill line, once, and do what is to be done `along` with it.
+
+        A record that already has an end stays as it is: False then. An orphan is ended only while its lease is over:
+        an owner who lives after all keeps it.
+        """
+        now = datetime.now(UTC)
+        known = failure if isinstance(failure, AppError) else AppError() if failure else None
+        still_due = [Record.lease_expires_at < now] if orphaned else []
+        ending = (
+            update(Record)
+            .where(Record.id == record.id, Record.status == "running", *still_due)
+            .values(
+                status=status,
+                output_key=record.output_key,
+                output_text=record.output_text,
+                output_data=record.output_data,
+                duration_ms=record.duration_ms,
+                error=known.code if known else None,
+                error_message=known.message if known else None,
+                finished_at=now,
+                lease_expires_at=None,
+            )
+            .returning(Record.user_id, Record.model_name)
+        )
+        async with self._database.transaction() as session:
+            settled = (await session.execute(ending)).one_or_none()
+            if settled and record.quantity:
+                session.add(_bill(record, settled.user_id, settled.model_name, now))
+            if settled:
+                for statement in along:
+                    await session.execute(statement)
+        report = log.info if settled else log.warning
+        report(
+            "record_settled" if settled else "record_already_settled",
+            record_id=record.id,
+            status=status,
+            quantity=record.quantity,
+            estimated=record.estimated,
+            error=known.code if known else None,
+            provider_request_id=record.provider_request_id,
+        )
+        return settled is not None
 
     async def _open(
         self,
@@ -193,72 +280,19 @@ class RecordService:
         try:
             for delay_seconds in SETTLE_RETRY_SECONDS:
                 try:
-                    await self._write_end(record, status, failure)
+                    await self.end(record, status, failure)
                 except UNAVAILABLE as error:
                     log.warning("settlement_delayed", record_id=record.id, error=type(error).__name__)
                     await asyncio.sleep(delay_seconds)
                 else:
                     return
-            await self._write_end(record, status, failure)
+            await self.end(record, status, failure)
         except Exception:
             # The lease runs out, and the next sweep settles the record by estimate; this line holds the true count.
             log.exception("record_unsettled", record_id=record.id, status=status, quantity=record.quantity)
             raise
         finally:
             self._live.discard(record.id)
-
-    async def _write_end(
-        self, record: OpenRecord, status: Status, failure: BaseException | None, *, estimated: bool = False
-    ) -> None:
-        """Give a running record its end and its bill line, once; a record that already has an end stays as it is.
-
-        By estimate, only while its lease is over: an owner who lives after all keeps it.
-        """
-        now = datetime.now(UTC)
-        known = failure if isinstance(failure, AppError) else AppError() if failure else None
-        still_due = [Record.lease_expires_at < now] if estimated else []
-        ending = (
-            update(Record)
-            .where(Record.id == record.id, Record.status == "running", *still_due)
-            .values(
-                status=status,
-                output_key=record.output_key,
-                duration_ms=record.duration_ms,
-                error=known.code if known else None,
-                error_message=known.message if known else None,
-                finished_at=now,
-                lease_expires_at=None,
-            )
-            .returning(Record.user_id, Record.model_name)
-        )
-        async with self._database.transaction() as session:
-            settled = (await session.execute(ending)).one_or_none()
-            if settled and record.quantity:
-                session.add(
-                    Bill(
-                        record_id=record.id,
-                        user_id=settled.user_id,
-                        model=settled.model_name,
-                        unit=record.price.unit,
-                        quantity=record.quantity,
-                        unit_price=record.price.per_unit,
-                        amount=record.amount,
-                        currency=record.price.currency,
-                        estimated=estimated,
-                        provider_request_id=(record.provider_request_id or "")[:PROVIDER_ID_CHARS] or None,
-                        created_at=now,
-                    )
-                )
-        report = log.info if settled else log.warning
-        report(
-            "record_settled" if settled else "record_already_settled",
-            record_id=record.id,
-            status=status,
-            quantity=record.quantity,
-            estimated=estimated,
-            error=known.code if known else None,
-            provider_request_id=record.provider_request_id,
-        )
 
     async def _renew_leases(self) -> None:
         if not self._live:
@@ -270,3 +304,19 @@ class RecordService:
         )
         async with self._database.transaction() as session:
             await session.execute(renewal)
+
+
+def _bill(record: OpenRecord, user_id: uuid.UUID, model: str, now: datetime) -> Bill:
+    return Bill(
+        record_id=record.id,
+        user_id=user_id,
+        model=model,
+        unit=record.price.unit,
+        quantity=record.quantity,
+        unit_price=record.price.per_unit,
+        amount=record.amount,
+        currency=record.price.currency,
+        estimated=record.estimated,
+        provider_request_id=(record.provider_request_id or "")[:PROVIDER_ID_CHARS] or None,
+        created_at=now,
+    )

@@ -2,13 +2,11 @@
 
 import asyncio
 import json
-import tempfile
 import uuid
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from functools import partial
-from typing import BinaryIO, cast
 
 import structlog
 from anyio import to_thread
@@ -39,6 +37,7 @@ from app.services.accounts import AccountService
 from app.services.inflight import InFlight
 from app.services.listening import Audience, Listener
 from app.services.records import OpenRecord, Price, RecordService
+from app.services.spool import Spool
 from app.settings import Settings
 from app.storage import Storage
 
@@ -49,7 +48,6 @@ MAX_INSTRUCTION_CHARACTERS = 100  # Han counts 2 (PROTOCOL §1.9)
 # A streamed answer ends when its record is settled, so that a client finds it in the history at once; a slow store
 # holds the end back no longer than this.
 KEEPING_SECONDS = 2.0
-SPOOL_MEMORY_BYTES = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ class SynthesisService:
         try:
             async with (
                 self._records.running(user_id, "tts", parameters.model, asked, price) as record,
-                _Spool() as spool,
+                Spool() as spool,
             ):
                 audience.welcome(record.id)
                 failure = await self._speak(record, credential, parameters, text, spool, audience)
@@ -141,7 +139,7 @@ class SynthesisService:
         credential: Credential,
         parameters: SpeechParameters,
         text: str,
-        spool: "_Spool",
+        spool: Spool,
         audience: Audience,
     ) -> AppError | None:
         """Bring the audio into the spool and to the audience. Gives what cut it off; the count is in the record."""
@@ -164,7 +162,7 @@ class SynthesisService:
                 record.cut_off = "abandoned"
         return None
 
-    async def _keep(self, record: OpenRecord, spool: "_Spool", parameters: SpeechParameters) -> None:
+    async def _keep(self, record: OpenRecord, spool: Spool, parameters: SpeechParameters) -> None:
         """Store what was spoken, byte for byte but for a WAV header with unknown sizes. Raises StorageError."""
         audio_format = parameters.format
         if audio_format == "wav":
@@ -179,29 +177,6 @@ class SynthesisService:
             )
         except InvalidAudio:
             log.warning("provider_audio_undecodable", record_id=record.id, bytes=spool.size)
-
-
-class _Spool:
-    """Audio on its way to the store: in memory while it is short, then on disk, written off the event loop."""
-
-    def __init__(self) -> None:
-        file = tempfile.SpooledTemporaryFile(max_size=SPOOL_MEMORY_BYTES)  # noqa: SIM115 - closed on exit
-        self.file = cast(BinaryIO, file)
-        self.size = 0
-
-    async def __aenter__(self) -> "_Spool":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.file.close()
-
-    async def write(self, chunk: bytes) -> None:
-        """Append a chunk."""
-        self.size += len(chunk)
-        if self.size > SPOOL_MEMORY_BYTES:
-            await to_thread.run_sync(self.file.write, chunk)
-        else:
-            self.file.write(chunk)
 
 
 def _checked(parameters: SpeechParameters, text: str) -> SpeechParameters:

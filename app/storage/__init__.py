@@ -1,11 +1,11 @@
-"""Where synthesized audio is kept: five verbs, the same for OSS and for local files.
+"""Where synthesized audio is kept: six verbs, the same for OSS and for local files.
 
 Every backend raises ObjectNotFound for an absent object and StorageError for everything else that fails.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, ClassVar, Protocol
 
 from app.settings import Settings
 from app.storage.local import LocalStorage
@@ -15,6 +15,9 @@ __all__ = ["LocalStorage", "Storage", "create_storage"]
 
 class Storage(Protocol):
     """A place for objects that are written once, under keys that satisfy `keys.is_key`."""
+
+    fetchable: ClassVar[bool]
+    """Whether others than our clients, such as the provider, can fetch what `url()` names."""
 
     async def put(self, key: str, source: BinaryIO, *, content_type: str) -> None:
         """Store a seekable file from position 0 to its end, visible whole or not at all.
@@ -28,6 +31,9 @@ class Storage(Protocol):
 
         Raises ValueError for an impossible key.
         """
+
+    def key_of(self, url: str) -> str | None:
+        """Give the key of an object that this URL is an address of; None for every other URL."""
 
     def open(self, key: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Open an object as a stream of chunks: `async with storage.open(key) as chunks`.

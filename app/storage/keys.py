@@ -1,6 +1,7 @@
 """Keys of stored objects, such as `audio/tts/20251230/<uuid>.mp3`: the same rule for every backend."""
 
 import re
+from urllib.parse import SplitResult, urlsplit
 
 MAX_KEY_CHARS = 512
 
@@ -11,6 +12,21 @@ _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*
 def is_key(text: str) -> bool:
     """Whether the text may name an object: at most 512 characters, plain segments, no `..`."""
     return len(text) <= MAX_KEY_CHARS and ".." not in text and _KEY.fullmatch(text) is not None
+
+
+def key_under(base_url: str, url: str) -> str | None:
+    """The key that a URL holds behind the base URL, whatever its query; None for a URL of anywhere else."""
+    try:
+        base, given = urlsplit(base_url), urlsplit(url)
+        same_place = _place(base) == _place(given) and given.username is None and given.password is None
+    except ValueError:
+        return None
+    key = given.path.removeprefix(f"{base.path}/")
+    return key if same_place and key != given.path and is_key(key) else None
+
+
+def _place(parts: SplitResult) -> tuple[str, str | None, int | None]:
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def check_key(key: str) -> None:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 import anyio
 import structlog
@@ -14,7 +14,7 @@ from anyio import to_thread
 
 from app.completion import run_to_end
 from app.errors import ObjectNotFound, StorageError
-from app.storage.keys import check_key, is_key
+from app.storage.keys import check_key, is_key, key_under
 
 CHUNK_BYTES = 256 * 1024
 
@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 class LocalStorage:
     """Files under one folder, which nothing leaves: neither by a key nor by a symbolic link."""
+
+    fetchable: ClassVar[bool] = False
 
     def __init__(self, folder: Path, public_base_url: str) -> None:
         self._folder = folder.resolve()
@@ -40,6 +42,10 @@ class LocalStorage:
         """Give the address that the media route answers."""
         check_key(key)
         return f"{self._base_url}/{key}"
+
+    def key_of(self, url: str) -> str | None:
+        """Recognise an address of the media route."""
+        return key_under(self._base_url, url)
 
     @asynccontextmanager
     async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:

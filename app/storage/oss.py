@@ -11,7 +11,7 @@ import random
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -23,7 +23,7 @@ from oss2.exceptions import ClientError, InconsistentError, OssError, RequestErr
 from oss2.utils import is_ip_or_localhost
 
 from app.errors import AppError, ObjectNotFound, StorageError
-from app.storage.keys import check_key, is_key
+from app.storage.keys import check_key, is_key, key_under
 
 THREADS = 10  # more gain nothing (measured), and the connection pool is as large
 TIMEOUT_SECONDS = 10.0
@@ -50,6 +50,8 @@ Result = TypeVar("Result")
 
 class OssStorage:
     """Objects of one bucket. Failures that may pass are tried three times, refusals once."""
+
+    fetchable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -87,7 +89,8 @@ class OssStorage:
             )
         except ClientError as error:
             raise ValueError("OSS_ENDPOINT or OSS_BUCKET is malformed") from error
-        self._base_url = public_base_url or _bucket_url(endpoint, bucket)
+        self._bucket_url = _bucket_url(endpoint, bucket)
+        self._base_url = public_base_url or self._bucket_url
         self._signed_urls = signed_urls
         self._threads = anyio.CapacityLimiter(THREADS)
 
@@ -117,6 +120,10 @@ class OssStorage:
             return address
         signed = self._bucket.sign_url("GET", key, SIGNED_URL_SECONDS)
         return f"{address}?{urlsplit(signed).query}"
+
+    def key_of(self, url: str) -> str | None:
+        """Recognise an address of the bucket, its own or that of the domain in front of it, signed or not."""
+        return key_under(self._base_url, url) or key_under(self._bucket_url, url)
 
     @asynccontextmanager
     async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:

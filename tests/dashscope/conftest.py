@@ -42,7 +42,7 @@ async def pool(provider: Provider, other_provider: Provider) -> AsyncIterator[Co
 @pytest.fixture
 def speaker(pool: ConnectionPool, provider: Provider) -> Speaker:
     """A user who waits long enough for a busy machine."""
-    return Speaker(pool, Credential("sk-test-1", provider.url), silence_seconds=5)
+    return Speaker(pool, Credential("sk-test-1", provider.url, "http://unused.test"), silence_seconds=5)
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ async def test_the_handshake_carries_the_key_and_the_workspace(
     provider: Provider, pool: ConnectionPool, workspace: str | None
 ) -> None:
     provider.expect(speaks())
-    await Speaker(pool, Credential("sk-test-of-mine", provider.url, workspace), 5).say()
+    await Speaker(pool, Credential("sk-test-of-mine", provider.url, "http://unused.test", workspace), 5).say()
     (headers,) = provider.handshakes
     assert headers["Authorization"] == "Bearer sk-test-of-mine"
     assert headers.get("X-DashScope-WorkSpace") == workspace
@@ -164,6 +164,6 @@ async def test_verifying_a_key_sends_no_task(provider: Provider, speaker: Speake
 
 
 def test_a_credential_does_not_show_its_key() -> None:
-    credential = Credential("sk-test-secret", "wss://example.test")
+    credential = Credential("sk-test-secret", "wss://example.test", "https://example.test")
     assert "sk-test-secret" not in repr(credential)
     assert "sk-test-secret" not in credential.fingerprint

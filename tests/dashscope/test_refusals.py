@@ -76,7 +76,7 @@ def nobody_listens() -> Iterator[str]:
 
 
 async def test_a_refused_connection_is_lost(speaker: Speaker, nobody_listens: str) -> None:
-    unheard = replace(speaker, credential=replace(speaker.credential, endpoint=nobody_listens))
+    unheard = replace(speaker, credential=replace(speaker.credential, ws_url=nobody_listens))
     with pytest.raises(ConnectionLost):
         await unheard.say()
 
@@ -102,7 +102,7 @@ async def test_an_answer_that_is_no_handshake_is_a_lost_connection(speaker: Spea
     async with server:
         host, port = server.sockets[0].getsockname()
         with pytest.raises(ConnectionLost):
-            await replace(speaker, credential=replace(speaker.credential, endpoint=f"ws://{host}:{port}")).say()
+            await replace(speaker, credential=replace(speaker.credential, ws_url=f"ws://{host}:{port}")).say()
 
 
 async def test_a_handshake_without_an_answer_times_out(provider: Provider, speaker: Speaker) -> None:

@@ -51,7 +51,7 @@ async def test_connections_are_not_shared_between_endpoints(
     provider.expect(speaks(b"here"))
     other_provider.expect(speaks(b"there"))
     assert await speaker.say() == b"here"
-    elsewhere = replace(speaker.credential, endpoint=other_provider.url)
+    elsewhere = replace(speaker.credential, ws_url=other_provider.url)
     assert await replace(speaker, credential=elsewhere).say() == b"there"
 
 

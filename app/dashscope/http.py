@@ -1,0 +1,188 @@
+"""The provider's HTTP services: one client, one reading of answers and failures (PROTOCOL §0.2 to §0.4)."""
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import orjson
+import structlog
+
+from app.dashscope.credential import Credential
+from app.dashscope.failures import explain, may_retry
+from app.errors import (
+    AppError,
+    ConnectionLost,
+    HandshakeTimeout,
+    InvalidApiKey,
+    Throttled,
+    Unreachable,
+    UpstreamError,
+    UpstreamNotFound,
+    UpstreamTimeout,
+)
+
+log = structlog.get_logger(__name__)
+
+MAX_ATTEMPTS = 4
+RETRY_BASE_SECONDS = 0.5
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+KEPT_CONNECTIONS = 64
+# Gateways drop idle connections after 60 s and more; ours go long before, so that a call rarely meets a dead one.
+IDLE_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedBody:
+    """A request body of known length that is made anew for each attempt, so that a large one is never held whole."""
+
+    length: int
+    chunks: Callable[[], AsyncIterator[bytes]]
+    content_type: str = "application/json"
+
+
+class HttpClient:
+    """Calls with a user's key. Redirects are not followed: the key would travel to an unknown host."""
+
+    def __init__(self, *, handshake_seconds: float, silence_seconds: float) -> None:
+        self._client = httpx.AsyncClient(
+            timeout=httpx.Timeout(silence_seconds, connect=handshake_seconds, pool=None),
+            limits=httpx.Limits(
+                max_connections=None, max_keepalive_connections=KEPT_CONNECTIONS, keepalive_expiry=IDLE_SECONDS
+            ),
+            # Bodies come as they are: nothing unpacks to more than the limits below.
+            headers={"User-Agent": "ai-voice-backend", "Accept-Encoding": "identity"},
+            trust_env=False,
+        )
+
+    async def post(
+        self, credential: Credential, path: str, body: object, headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Call a service that costs money: asked again only while it surely did not take the work on.
+
+        Gives the whole JSON answer. Raises the AppError that the failure means.
+        """
+        streamed = body if isinstance(body, StreamedBody) else _held(orjson.dumps(body))
+        framing = {"Content-Type": streamed.content_type, "Content-Length": str(streamed.length)}
+        url = credential.http_url + path
+        all_headers = {**credential.headers, **(headers or {}), **framing}
+        return await self._call(
+            lambda: self._client.build_request("POST", url, headers=all_headers, content=streamed.chunks())
+        )
+
+    async def get(
+        self, credential: Credential, path: str, query: dict[str, str] | None = None, *, attempts: int = MAX_ATTEMPTS
+    ) -> dict[str, Any]:
+        """Ask for something that costs nothing. Raises the AppError that the failure means."""
+        url = credential.http_url + path
+        return await self._call(
+            lambda: self._client.build_request("GET", url, params=query, headers=credential.headers), attempts
+        )
+
+    async def send(self, request: httpx.Request, max_bytes: int) -> tuple[int, bytes]:
+        """Send a request without a key, to a host that was checked; gives status and body.
+
+        Raises ConnectionLost or UpstreamTimeout, and UpstreamError beyond `max_bytes`.
+        """
+        with telling_what_broke():
+            answer = await self._client.send(request, stream=True)
+            try:
+                return answer.status_code, await _read(answer, max_bytes)
+            finally:
+                await answer.aclose()
+
+    def build_request(self, method: str, url: str, **arguments: Any) -> httpx.Request:
+        """Prepare a request for `send`."""
+        return self._client.build_request(method, url, **arguments)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    async def _call(self, build: Callable[[], httpx.Request], attempts: int = MAX_ATTEMPTS) -> dict[str, Any]:
+        for attempt in itertools.count(1):
+            try:
+                return understand(*await self.send(build(), MAX_ANSWER_BYTES))
+            except AppError as error:
+                accepted = not isinstance(error, Unreachable | HandshakeTimeout | Throttled)
+                if attempt >= attempts or not may_retry(error, accepted=accepted):
+                    raise
+                log.info("provider_retry", attempt=attempt, error=type(error).__name__)
+                await asyncio.sleep(RETRY_BASE_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5))  # noqa: S311
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+@contextmanager
+def telling_what_broke() -> Iterator[None]:
+    """Turn the transport's failures into ours."""
+    try:
+        yield
+    except httpx.ConnectTimeout as error:
+        raise HandshakeTimeout from error
+    except httpx.ConnectError as error:
+        raise Unreachable from error
+    except httpx.TimeoutException as error:
+        raise UpstreamTimeout from error
+    except httpx.HTTPError as error:
+        raise ConnectionLost from error
+
+
+def understand(status: int, content: bytes) -> dict[str, Any]:
+    """Read an answer, whatever frame it comes in: neither status nor content type tells success for sure (§0.4).
+
+    Raises the AppError that a failure means.
+    """
+    answer = _find_json(content)
+    code, message = _find_failure(answer)
+    if status < 300 and answer and (not code or answer.get("output")):
+        return answer
+    log.warning("provider_refused", status=status, provider_code=code, provider_request_id=answer.get("request_id"))
+    if code:
+        error = explain(code, message)
+        raise UpstreamNotFound(error.message) if status == 404 and type(error) is UpstreamError else error
+    if status == 404:
+        raise UpstreamNotFound
+    if status == 401:
+        raise InvalidApiKey
+    if status == 429:
+        raise explain("Throttling", message)
+    raise UpstreamError(f"百炼平台返回了无法识别的响应（HTTP {status}），请稍后重试")
+
+
+def _find_json(content: bytes) -> dict[str, Any]:
+    """The JSON object of a body, or of the data lines of a server-sent event."""
+    for candidate in (content, b"\n".join(line[5:] for line in content.splitlines() if line.startswith(b"data:"))):
+        try:
+            found = orjson.loads(candidate)
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _find_failure(answer: dict[str, Any]) -> tuple[str, str]:
+    """Code and message of a failure in either envelope (§0.3); the code is empty for a success."""
+    failure = answer["error"] if isinstance(answer.get("error"), dict) else answer
+    message = failure.get("message") or failure.get("msg") or ""
+    return str(failure.get("code") or ""), str(message)
+
+
+def _held(content: bytes) -> StreamedBody:
+    async def once() -> AsyncIterator[bytes]:
+        yield content
+
+    return StreamedBody(len(content), once)
+
+
+async def _read(answer: httpx.Response, max_bytes: int) -> bytes:
+    content = bytearray()
+    async for chunk in answer.aiter_raw():
+        content += chunk
+        if len(content) > max_bytes:
+            raise UpstreamError("百炼平台返回的内容过大")
+    return bytes(content)

@@ -1,0 +1,228 @@
+"""Long audio to text by asynchronous tasks (PROTOCOL §5)."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+from urllib.parse import quote
+from zoneinfo import ZoneInfo
+
+import structlog
+from anyio import to_thread
+from pydantic import BaseModel, Field, ValidationError
+
+from app.dashscope.credential import Credential
+from app.dashscope.hosts import require_provider_url
+from app.dashscope.http import HttpClient
+from app.dashscope.recognition import RESOLVE_UPLOADS, count
+from app.errors import UpstreamError, UpstreamNotFound
+from app.transcripts import Transcript
+
+log = structlog.get_logger(__name__)
+
+PATH = "/services/audio/asr/transcription"
+# Twelve hours of Chinese with word times come to about 16 MB a track.
+MAX_RESULT_BYTES = 64 * 1024 * 1024
+BEIJING = ZoneInfo("Asia/Shanghai")  # the zone of the provider's times, in every region (§5.1)
+# A task that failed for these reasons has heard everything, and there was nothing to hear (§5.2).
+SILENCE = {"SUCCESS_WITH_NO_VALID_FRAGMENT", "ASR_RESPONSE_HAVE_NO_WORDS"}
+
+TaskStatus = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "UNKNOWN"]
+_STATUSES: dict[str, TaskStatus] = {
+    "PENDING": "PENDING",
+    "RUNNING": "RUNNING",
+    "SUSPENDED": "RUNNING",
+    "SUCCEEDED": "SUCCEEDED",
+    "FAILED": "FAILED",
+    "CANCELED": "FAILED",
+    "UNKNOWN": "UNKNOWN",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionOrder:
+    """What is to be transcribed, and how. Each channel is billed (§5.1)."""
+
+    model: str
+    language: str | None = None
+    enable_itn: bool = False
+    context: str | None = None
+    channel_ids: tuple[int, ...] = (0,)
+    enable_words: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A task that the provider has taken on."""
+
+    task_id: str
+    status: TaskStatus
+    request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReport:
+    """What the provider says of a task. `seconds` is what it bills, once it has counted."""
+
+    status: TaskStatus
+    submitted_at: datetime | None = None
+    scheduled_at: datetime | None = None
+    ended_at: datetime | None = None
+    result_url: str | None = None
+    seconds: int | None = None
+    code: str = ""
+    message: str = ""
+    request_id: str | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the audio was read to its end without any speech in it."""
+        return self.status == "FAILED" and self.code in SILENCE
+
+
+class AudioInfo(BaseModel):
+    """识别的音频。"""
+
+    format: str | None = Field(default=None, description="音频格式", examples=["mp3"])
+    sample_rate: int | None = Field(default=None, description="采样率（Hz）", examples=[22050])
+    duration_ms: int | None = Field(default=None, description="时长（毫秒）")
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionResult:
+    """A result file, in whichever of the two shapes it came (§5.1, §5.2)."""
+
+    transcripts: tuple[Transcript, ...]
+    audio: AudioInfo
+
+
+class TranscriptionClient:
+    """Submits tasks, looks after them and fetches their results."""
+
+    def __init__(self, http: HttpClient) -> None:
+        self._http = http
+
+    async def submit(self, credential: Credential, order: TranscriptionOrder, file_url: str) -> Submission:
+        """Hand a file over. Raises the AppError that a refusal means."""
+        headers = {"X-DashScope-Async": "enable"}
+        if file_url.startswith("oss://"):
+            headers |= RESOLVE_UPLOADS
+        answer = await self._http.post(credential, PATH, compose(order, file_url), headers)
+        output = _object(answer.get("output"))
+        task_id = output.get("task_id")
+        if not isinstance(task_id, str) or not 0 < len(task_id) <= 128:
+            raise UpstreamError("百炼平台没有返回任务ID，请稍后重试")
+        return Submission(task_id, _status(output), _word(answer.get("request_id")))
+
+    async def inspect(self, credential: Credential, task_id: str) -> TaskReport:
+        """Ask how a task is doing, once. Raises the AppError that a refusal means; a failed task is no refusal."""
+        try:
+            return read_report(await self._http.get(credential, f"/tasks/{quote(task_id, safe='')}", attempts=1))
+        except UpstreamNotFound:  # how it says so is not documented (§14)
+            return TaskReport("UNKNOWN")
+
+    async def fetch(self, credential: Credential, url: str) -> TranscriptionResult:
+        """Fetch a result file, from a host of the provider's only and without the key (§5.1).
+
+        Raises UpstreamError when the host is not the provider's, or for what is no result; ConnectionLost or
+        UpstreamTimeout.
+        """
+        request = self._http.build_request("GET", require_provider_url(url, credential))
+        status, content = await self._http.send(request, MAX_RESULT_BYTES)
+        if status != 200:
+            raise UpstreamError(f"转写结果下载失败（HTTP {status}）")
+        return await to_thread.run_sync(read_result, content)
+
+
+def compose(order: TranscriptionOrder, file_url: str) -> dict[str, Any]:
+    """The body of a submission: the two models differ in nearly every name (§5.1, §5.2)."""
+    parameters: dict[str, Any] = {"channel_id": list(order.channel_ids)}
+    if order.model == "paraformer-v2":
+        parameters["timestamp_alignment_enabled"] = True
+        if order.language:
+            parameters["language_hints"] = [order.language]
+        return {"model": order.model, "input": {"file_urls": [file_url]}, "parameters": parameters}
+    parameters |= {"enable_itn": order.enable_itn, "enable_words": order.enable_words}
+    if order.language:
+        parameters["language"] = order.language
+    if order.context:
+        parameters["corpus"] = {"text": order.context}
+    return {"model": order.model, "input": {"file_url": file_url}, "parameters": parameters}
+
+
+def read_report(answer: dict[str, Any]) -> TaskReport:
+    """Read the answer of the task API, with `result` of one model or `results` of the other (§5.3)."""
+    output, usage = _object(answer.get("output")), _object(answer.get("usage"))
+    results = output.get("results")
+    parts = [each for each in results if isinstance(each, dict)] if isinstance(results, list) else []
+    done = next((each for each in parts if each.get("subtask_status") == "SUCCEEDED"), {})
+    failed = next((each for each in parts if each.get("subtask_status") == "FAILED"), {})
+    status, result = _status(output), _object(output.get("result"))
+    if status == "SUCCEEDED" and failed and not done:
+        status = "FAILED"
+    source = output if output.get("code") else failed
+    seconds = count(usage.get("seconds"))
+    return TaskReport(
+        status=status,
+        submitted_at=_moment(output.get("submit_time")),
+        scheduled_at=_moment(output.get("scheduled_time")),
+        ended_at=_moment(output.get("end_time")),
+        result_url=_word(result.get("transcription_url")) or _word(done.get("transcription_url")),
+        seconds=count(usage.get("duration")) if seconds is None else seconds,
+        code=str(source.get("code") or ("CANCELED" if output.get("task_status") == "CANCELED" else "")),
+        message=str(source.get("message") or ""),
+        request_id=_word(answer.get("request_id")),
+    )
+
+
+def read_result(content: bytes) -> TranscriptionResult:
+    """Read a result file of either shape. Raises UpstreamError for anything else."""
+    try:
+        file = _ResultFile.model_validate_json(content)
+    except ValidationError:
+        log.warning("provider_result_unreadable", bytes=len(content))
+        raise UpstreamError("转写结果的格式无法识别") from None
+    audio = file.audio_info
+    if audio is None:
+        properties = file.properties or _Properties()
+        audio = AudioInfo(
+            format=properties.audio_format,
+            sample_rate=properties.original_sampling_rate,
+            duration_ms=properties.original_duration_in_milliseconds,
+        )
+    return TranscriptionResult(file.transcripts, audio)
+
+
+class _Properties(BaseModel):
+    audio_format: str | None = None
+    original_sampling_rate: int | None = None
+    original_duration_in_milliseconds: int | None = None
+
+
+class _ResultFile(BaseModel):
+    transcripts: tuple[Transcript, ...]
+    audio_info: AudioInfo | None = None
+    properties: _Properties | None = None
+
+
+def _status(output: dict[str, Any]) -> TaskStatus:
+    told = output.get("task_status")
+    status = _STATUSES.get(told) if isinstance(told, str) else None
+    if status is None:
+        log.warning("provider_task_status_unknown", task_status=str(told)[:32])
+        return "RUNNING"
+    return status
+
+
+def _moment(text: object) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(text)).replace(tzinfo=BEIJING).astimezone(UTC)
+    except ValueError:
+        return None
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _word(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None

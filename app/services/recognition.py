@@ -1,0 +1,149 @@
+"""Speech to text at once: check the audio, open the record, ask the provider, settle."""
+
+import asyncio
+import json
+import math
+import re
+import uuid
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+
+import structlog
+
+from app.catalog import PriceList, RecognitionModel, find_recognition_model
+from app.dashscope import Recognition, RecognitionClient, RecognitionOrder
+from app.errors import AudioTooLong, InvalidAudio, InvalidModel, InvalidRequest
+from app.services.accounts import AccountService
+from app.services.delivery import MAX_UPLOAD_BYTES, AudioDelivery, AudioFile, AudioUrl, HeldAudio
+from app.services.inflight import InFlight
+from app.services.records import OpenRecord, Price, RecordService
+from app.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+MAX_CONTEXT_TOKENS = 10_000  # PROTOCOL §4.1
+MIN_SECONDS = 1  # what is shorter the provider may refuse (PROTOCOL §4.1)
+_WIDE = re.compile("[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff00-\uffef]")
+_DATA_KEPT = ("language", "emotion", "input_tokens", "output_tokens", "seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Recognized:
+    """A finished recognition: what was heard, how many seconds were billed, what they cost."""
+
+    record_id: int
+    heard: Recognition
+    seconds: int
+    amount: Decimal
+
+
+class RecognitionService:
+    """Turns short audio into text while the caller waits."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        prices: PriceList,
+        accounts: AccountService,
+        records: RecordService,
+        client: RecognitionClient,
+        delivery: AudioDelivery,
+        in_flight: InFlight,
+    ) -> None:
+        self._settings = settings
+        self._prices = prices
+        self._accounts = accounts
+        self._records = records
+        self._client = client
+        self._delivery = delivery
+        self._in_flight = in_flight
+
+    async def recognize(self, user_id: uuid.UUID, order: RecognitionOrder, audio: AudioUrl | AudioFile) -> Recognized:
+        """Recognise audio. Goes on to its end even if the caller does not wait for it; closes the audio.
+
+        Raises the AppError that tells the client what went wrong.
+        """
+        return await asyncio.shield(self._in_flight.start(self._perform(user_id, order, audio)))
+
+    async def _perform(self, user_id: uuid.UUID, order: RecognitionOrder, audio: AudioUrl | AudioFile) -> Recognized:
+        with closing(audio):
+            require_recognizer(order.model, order.context, call_type="sync")
+            credential = await self._accounts.credential(user_id)
+            price = Price("second", self._prices.per_second[order.model], self._prices.currency)
+            max_ms = self._settings.asr_max_seconds * 1000
+            async with (
+                self._delivery.admitted(user_id, audio, MAX_UPLOAD_BYTES, max_ms) as admitted,
+                self._records.running(user_id, "asr", order.model, _describe(order, audio, admitted), price) as record,
+                self._delivery.delivered(credential, order.model, admitted, inline=True) as address,
+            ):
+                expected = _seconds_of(admitted)
+                await self._records.foresee(record, expected)
+                try:
+                    heard = await self._client.recognize(credential, order, address)
+                except asyncio.CancelledError:
+                    record.quantity, record.estimated = expected, True
+                    raise
+                except AudioTooLong:
+                    if 0 < expected <= MIN_SECONDS:
+                        raise InvalidAudio(f"音频太短，至少需要 {MIN_SECONDS} 秒") from None
+                    raise
+                _note(record, heard, expected)
+        return Recognized(record.id, heard, record.quantity, record.amount)
+
+
+def require_recognizer(model_id: str, context: str | None, *, call_type: str) -> RecognitionModel:
+    """The model, if it is for this way of calling and takes the context. Raises InvalidModel or InvalidRequest."""
+    model = find_recognition_model(model_id)
+    if model is None:
+        raise InvalidModel(f"无效的模型名称：{model_id[:64]}，可用模型见 /api/audio/asr/models")
+    if model.call_type != call_type:
+        route = "recognize" if model.call_type == "sync" else "transcribe"
+        raise InvalidModel(f"模型 {model_id} 不能用于此接口，请使用 /api/audio/asr/{route}")
+    if context and not model.takes_context:
+        raise InvalidRequest(f"context 不能与 {model_id} 一起使用：该模型不支持上下文提示")
+    if context and _estimate_tokens(context) > MAX_CONTEXT_TOKENS:
+        raise InvalidRequest(f"context 过长，不能超过 {MAX_CONTEXT_TOKENS} Token")
+    return model
+
+
+def _estimate_tokens(text: str) -> float:
+    """A low estimate, so that nothing is refused that the provider would take."""
+    wide = len(_WIDE.findall(text))
+    return wide / 1.8 + (len(text) - wide) / 5
+
+
+def _seconds_of(audio: HeldAudio | str) -> int:
+    """What the provider will count: seconds begun. Of a URL nothing is known."""
+    if isinstance(audio, str) or audio.duration_ms is None:
+        return 0
+    return max(MIN_SECONDS, math.ceil(audio.duration_ms / 1000))
+
+
+def _note(record: OpenRecord, heard: Recognition, expected: int) -> None:
+    """Keep what was heard, and the count: the provider's, or our own measure where it gave none."""
+    record.provider_request_id = heard.request_id
+    record.quantity, record.estimated = (expected, True) if heard.seconds is None else (heard.seconds, False)
+    if heard.seconds is None:
+        log.warning("provider_counted_nothing", record_id=record.id, billed_seconds=expected)
+    record.duration_ms = record.quantity * 1000
+    record.output_text = heard.text
+    known = {name: value for name, value in asdict(heard).items() if name in _DATA_KEPT and value is not None}
+    record.output_data = json.dumps(known, ensure_ascii=False)
+
+
+def _describe(order: RecognitionOrder, audio: AudioUrl | AudioFile, admitted: HeldAudio | str) -> str:
+    """What was asked, as the history shows it."""
+    asked: dict[str, object] = {}
+    if isinstance(audio, AudioUrl):
+        asked["audio_url"] = audio.url
+    elif audio.name:
+        asked["file"] = audio.name
+    if not isinstance(admitted, str):
+        asked |= {"bytes": admitted.size, "audio_format": admitted.container}
+    if order.language:
+        asked["language"] = order.language
+    asked["enable_itn"] = order.enable_itn
+    if order.context:
+        asked["context"] = order.context
+    return json.dumps(asked, ensure_ascii=False)

@@ -1,0 +1,200 @@
+"""Long audio to text: submit a task, tell how it is doing, give its transcripts."""
+
+import asyncio
+import json
+import uuid
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import structlog
+from sqlalchemy import select
+
+from app.catalog import PriceList
+from app.completion import run_to_end
+from app.dashscope import Credential, Submission, TranscriptionClient, TranscriptionOrder
+from app.database import Database
+from app.errors import InvalidApiKey, InvalidRequest, NoApiKey, NoTranscript, SealBroken, TaskNotFound
+from app.models import Bill, Record, Transcription
+from app.services.accounts import AccountService
+from app.services.collection import FIRST_CHECK_SECONDS, TaskCollector
+from app.services.delivery import MAX_FILE_BYTES, AudioDelivery, AudioUrl
+from app.services.inflight import InFlight
+from app.services.recognition import require_recognizer
+from app.services.records import UNAVAILABLE, OpenRecord, Price, RecordService
+from app.transcripts import Transcript, Transcripts
+
+log = structlog.get_logger(__name__)
+
+# Who polls more often is answered from what is known; who polls less often makes us ask, but does not wait long.
+FRESH = timedelta(seconds=2)
+PATIENCE_SECONDS = 5.0
+HAND_OVER_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A task that the provider has taken on, with the record that it belongs to."""
+
+    record_id: int
+    task_id: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is known of a task. The bill is there once the record has its end."""
+
+    transcription: Transcription
+    record: Record
+    bill: Bill | None
+
+    @property
+    def amount(self) -> Decimal:
+        """What the task cost so far."""
+        return self.bill.amount if self.bill else Decimal(0)
+
+    @property
+    def transcripts(self) -> tuple[Transcript, ...]:
+        """What was said on each track; empty until the task has succeeded."""
+        return Transcripts.validate_json(self.transcription.transcripts) if self.transcription.transcripts else ()
+
+
+class TranscriptionService:
+    """Transcribes long audio in the background."""
+
+    def __init__(
+        self,
+        prices: PriceList,
+        database: Database,
+        accounts: AccountService,
+        records: RecordService,
+        client: TranscriptionClient,
+        delivery: AudioDelivery,
+        collector: TaskCollector,
+        in_flight: InFlight,
+    ) -> None:
+        self._prices = prices
+        self._database = database
+        self._accounts = accounts
+        self._records = records
+        self._client = client
+        self._delivery = delivery
+        self._collector = collector
+        self._in_flight = in_flight
+
+    async def submit(self, user_id: uuid.UUID, order: TranscriptionOrder, file_url: str) -> Submitted:
+        """Hand a file over to the provider. Goes on to its end even if the caller does not wait for it.
+
+        Raises the AppError that tells the client what went wrong.
+        """
+        return await asyncio.shield(self._in_flight.start(self._submit(user_id, order, file_url)))
+
+    async def look(self, user_id: uuid.UUID, task_id: str) -> Task:
+        """Tell how a user's task is doing: what is known if that is fresh, after asking the provider otherwise.
+
+        Raises TaskNotFound; NoApiKey, SealBroken or InvalidApiKey when the provider cannot be asked for that reason.
+        """
+        task = await self._find(user_id, task_id)
+        if not _is_stale(task.transcription):
+            return task
+        asking = self._in_flight.start(self._collector.check(task.record.id))
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                failure = await asyncio.shield(asking)
+        except TimeoutError:
+            return task
+        if isinstance(failure, NoApiKey | SealBroken | InvalidApiKey):
+            raise failure
+        return await self._find(user_id, task_id)
+
+    async def transcripts(self, user_id: uuid.UUID, task_id: str) -> tuple[Transcript, ...]:
+        """What was said on each track. Raises TaskNotFound, and NoTranscript until and unless the task succeeds."""
+        task = await self.look(user_id, task_id)
+        if task.transcription.status == "SUCCEEDED":
+            return task.transcripts
+        raise NoTranscript(task.record.error_message and f"任务失败，没有转写结果：{task.record.error_message}")
+
+    async def _submit(self, user_id: uuid.UUID, order: TranscriptionOrder, file_url: str) -> Submitted:
+        model = require_recognizer(order.model, order.context, call_type="async")
+        if order.language and model.languages and order.language not in model.languages:
+            raise InvalidRequest(f"language 对 {order.model} 只能是：{'、'.join(model.languages)}")
+        credential = await self._accounts.credential(user_id)
+        price = Price("second", self._prices.per_second[order.model], self._prices.currency)
+        audio = AudioUrl(file_url, "file_url")
+        with closing(audio):
+            async with (
+                self._delivery.admitted(user_id, audio, MAX_FILE_BYTES, None) as admitted,
+                self._records.running(user_id, "asr", order.model, _describe(order, file_url), price) as record,
+                self._delivery.delivered(credential, order.model, admitted, inline=False) as address,
+            ):
+                if not isinstance(address, str):
+                    raise TypeError("a task takes an address")
+                submission = await self._client.submit(credential, order, address)
+                await run_to_end(self._hand_over(user_id, credential, record, submission))
+        self._collector.wake()
+        return Submitted(record.id, submission.task_id, submission.status)
+
+    async def _hand_over(
+        self, user_id: uuid.UUID, credential: Credential, record: OpenRecord, submission: Submission
+    ) -> None:
+        """Write down what the provider has taken on; a database that is busy or away for a moment is waited for."""
+        now = datetime.now(UTC)
+        record.provider_request_id = submission.request_id
+        for delay_seconds in (*HAND_OVER_RETRY_SECONDS, None):
+            task = Transcription(
+                record_id=record.id,
+                user_id=user_id,
+                task_id=submission.task_id,
+                key_fingerprint=credential.fingerprint,
+                status=submission.status,
+                submitted_at=now,
+                checked_at=now,
+                next_check_at=now + timedelta(seconds=FIRST_CHECK_SECONDS),
+            )
+            try:
+                await self._records.hand_over(record, task)
+            except UNAVAILABLE as error:
+                if delay_seconds is None:
+                    # The task can still be found by this line.
+                    log.exception("transcription_unrecorded", record_id=record.id, task_id=submission.task_id)
+                    raise
+                log.warning("hand_over_delayed", record_id=record.id, error=type(error).__name__)
+                await asyncio.sleep(delay_seconds)
+            else:
+                return
+
+    async def _find(self, user_id: uuid.UUID, task_id: str) -> Task:
+        wanted = (
+            select(Transcription, Record, Bill)
+            .join(Record, Record.id == Transcription.record_id)
+            .outerjoin(Bill, Bill.record_id == Record.id)
+            .where(Transcription.user_id == user_id, Transcription.task_id == task_id)
+            .order_by(Record.id.desc())
+            .limit(1)
+        )
+        async with self._database.snapshot() as session:
+            found = (await session.execute(wanted)).one_or_none()
+        if found is None:
+            raise TaskNotFound
+        return Task(*found)
+
+
+def _is_stale(transcription: Transcription) -> bool:
+    if transcription.next_check_at is None:
+        return False
+    return transcription.checked_at is None or datetime.now(UTC) - transcription.checked_at >= FRESH
+
+
+def _describe(order: TranscriptionOrder, file_url: str) -> str:
+    """What was asked, as the history shows it."""
+    asked: dict[str, object] = {"file_url": file_url}
+    if order.language:
+        asked["language"] = order.language
+    asked |= {"enable_itn": order.enable_itn, "channel_id": list(order.channel_ids)}
+    if order.enable_words:
+        asked["enable_words"] = True
+    if order.context:
+        asked["context"] = order.context
+    return json.dumps(asked, ensure_ascii=False)
