@@ -25,7 +25,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard, Disposition
 
-from app.audio import MAX_SIZE, read_wav, Wav
+from app.audio import MAX_SIZE, Wav, read_wav
 from app.errors import AudioTooLong, InvalidAudio
 
 # FFmpeg's demuxers that may hold each container.

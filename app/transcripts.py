@@ -14,6 +14,10 @@ def _some_text(value: Any) -> Any:
     return "" if value is None else value
 
 
+def _some_sentences(value: Any) -> Any:
+    return () if value is None else value
+
+
 Milliseconds = Annotated[int, BeforeValidator(_whole)]
 SomeText = Annotated[str, BeforeValidator(_some_text)]
 
@@ -51,7 +55,9 @@ class Transcript(BaseModel):
 
     channel_id: int = Field(default=0, description="音轨索引", examples=[0])
     text: SomeText = Field(default="", description="全文", examples=["今天天气还行吧。"])
-    sentences: tuple[Sentence, ...] = Field(default=(), description="句子列表")
+    sentences: Annotated[tuple[Sentence, ...], BeforeValidator(_some_sentences)] = Field(
+        default=(), description="句子列表"
+    )
 
     def without_words(self) -> "Transcript":
         """The same with sentences only."""

@@ -13,6 +13,7 @@ from app.errors import (
     InvalidVoice,
     Throttled,
     UpstreamError,
+    UpstreamNotFound,
     VoiceLimitExceeded,
     VoiceNotFound,
 )
@@ -73,9 +74,9 @@ _SECRET = re.compile(r"(?<![A-Za-z0-9])(?:sk|st)-[A-Za-z0-9_.*-]+|Bearer\s+\S+",
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 
-def explain(code: str, message: str) -> AppError:
-    """Turn the provider's error into ours: the one place where that is decided."""
-    code = _plain(code)
+def explain(code: str, message: str, status: int = 0) -> AppError:
+    """Turn the provider's error into ours, by its code, its words or at last its HTTP status."""
+    code = plain(code)
     if code in {"InvalidApiKey", "invalid_api_key"}:
         return InvalidApiKey()
     if code in _INVALID_MODEL or _says(message, _BAD_MODEL_WORDS):
@@ -89,13 +90,14 @@ def explain(code: str, message: str) -> AppError:
     if code in _AUDIO_REASONS:
         return InvalidAudio(f"{_AUDIO_REASONS[code]}（{code}）")
     if code.startswith("Audio.") or (code not in _REASONS and any(part in code for part in _BAD_AUDIO)):
-        return InvalidAudio(f"音频不符合要求：{_plain(message)}（{code}）")
+        return InvalidAudio(f"音频不符合要求：{plain(message)}（{code}）")
     if code.startswith("Throttling") and _says(message, _VOICE_QUOTA_WORDS):
         return VoiceLimitExceeded()
     if _is_throttle(code, message):
         return Throttled(retry_after_seconds=THROTTLE_RETRY_AFTER_SECONDS)
-    reason = _REASONS.get(code) or _plain(message) or "没有说明原因"
-    return UpstreamError(f"百炼平台返回错误：{reason}（{code or '无错误码'}）")
+    reason = _REASONS.get(code) or plain(message) or "没有说明原因"
+    kind = UpstreamNotFound if status == 404 and code not in _REASONS else UpstreamError
+    return kind(f"百炼平台返回错误：{reason}（{code or '无错误码'}）")
 
 
 def may_retry(error: AppError, *, accepted: bool) -> bool:
@@ -113,6 +115,6 @@ def _says(message: str, phrases: tuple[str, ...]) -> bool:
     return any(phrase.casefold() in message.casefold() for phrase in phrases)
 
 
-def _plain(message: str) -> str:
+def plain(message: str) -> str:
     """The provider's own words without anything that looks like a key, on one line, cut to a bearable length."""
     return " ".join(_SECRET.sub("***", _CONTROL.sub(" ", message)).split())[:MAX_PROVIDER_MESSAGE_CHARS]

@@ -8,6 +8,7 @@ from app.errors import UpstreamError
 
 # Result files and upload hosts are OSS buckets (PROTOCOL §5.1, §6). Internal endpoints lead into private networks.
 _BUCKET = re.compile(r"[a-z0-9-]+\.oss-(?!.*internal)[a-z0-9-]+\.aliyuncs\.com")
+MAX_URL_CHARS = 8192
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -17,8 +18,10 @@ def require_provider_url(url: object, credential: Credential, *, any_port: bool 
     The port must be that of the calls too, unless `any_port` says that the host is enough. Raises UpstreamError for
     anything else.
     """
+    if not isinstance(url, str) or len(url) > MAX_URL_CHARS or not url.isascii() or not url.isprintable():
+        raise _strange()
     try:
-        parts = urlsplit(str(url))
+        parts = urlsplit(url)
         port = parts.port
     except ValueError:
         raise _strange() from None

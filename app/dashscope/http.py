@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ import orjson
 import structlog
 
 from app.dashscope.credential import Credential
-from app.dashscope.failures import explain, may_retry
+from app.dashscope.failures import explain, may_retry, plain
 from app.errors import (
     AppError,
     ConnectionLost,
@@ -56,6 +57,8 @@ class HttpClient:
             ),
             # Bodies come as they are: nothing unpacks to more than the limits below.
             headers={"User-Agent": "ai-voice-backend", "Accept-Encoding": "identity"},
+            # One user's cookies are not for the next user's calls.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             trust_env=False,
         )
 
@@ -137,17 +140,21 @@ def understand(status: int, content: bytes) -> dict[str, Any]:
     Raises the AppError that a failure means.
     """
     answer = _find_json(content)
-    code, message = _find_failure(answer)
-    if status < 300 and answer and (not code or answer.get("output")):
+    failed, code, message = _find_failure(answer)
+    if status < 300 and answer and (not failed or answer.get("output")):
         return answer
-    log.warning("provider_refused", status=status, provider_code=code, provider_request_id=answer.get("request_id"))
+    log.warning(
+        "provider_refused",
+        status=status,
+        provider_code=plain(code),
+        provider_request_id=plain(str(answer.get("request_id") or "")),
+    )
     if code:
-        error = explain(code, message)
-        raise UpstreamNotFound(error.message) if status == 404 and type(error) is UpstreamError else error
-    if status == 404:
-        raise UpstreamNotFound
+        raise explain(code, message, status)
     if status == 401:
         raise InvalidApiKey
+    if status == 404:
+        raise UpstreamNotFound
     if status == 429:
         raise explain("Throttling", message)
     raise UpstreamError(f"百炼平台返回了无法识别的响应（HTTP {status}），请稍后重试")
@@ -165,11 +172,12 @@ def _find_json(content: bytes) -> dict[str, Any]:
     return {}
 
 
-def _find_failure(answer: dict[str, Any]) -> tuple[str, str]:
-    """Code and message of a failure in either envelope (§0.3); the code is empty for a success."""
-    failure = answer["error"] if isinstance(answer.get("error"), dict) else answer
-    message = failure.get("message") or failure.get("msg") or ""
-    return str(failure.get("code") or ""), str(message)
+def _find_failure(answer: dict[str, Any]) -> tuple[bool, str, str]:
+    """Whether either envelope (§0.3) holds a failure, with its code and message."""
+    enveloped = answer.get("error")
+    failure = enveloped if isinstance(enveloped, dict) else answer
+    code = str(failure.get("code") or "")
+    return bool(enveloped or code), code, str(failure.get("message") or failure.get("msg") or "")
 
 
 def _held(content: bytes) -> StreamedBody:

@@ -98,7 +98,7 @@ def read_recognition(answer: dict[str, Any]) -> Recognition:
     if seconds is None and audio_tokens is not None:
         seconds = max(1, math.ceil(audio_tokens / AUDIO_TOKENS_PER_SECOND))
     return Recognition(
-        text="".join(str(piece["text"]) for piece in pieces if isinstance(piece, dict) and piece.get("text")),
+        text="".join(_word(piece.get("text")) or "" for piece in pieces if isinstance(piece, dict)),
         language=_word(notes.get("language")),
         emotion=_word(notes.get("emotion")),
         input_tokens=_tokens(usage, "input"),

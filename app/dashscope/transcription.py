@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import structlog
 from anyio import to_thread
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from app.dashscope.credential import Credential
 from app.dashscope.hosts import require_provider_url
@@ -79,12 +79,24 @@ class TaskReport:
         return self.status == "FAILED" and self.code in SILENCE
 
 
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
 class AudioInfo(BaseModel):
     """识别的音频。"""
 
-    format: str | None = Field(default=None, description="音频格式", examples=["mp3"])
-    sample_rate: int | None = Field(default=None, description="采样率（Hz）", examples=[22050])
-    duration_ms: int | None = Field(default=None, description="时长（毫秒）")
+    format: Annotated[str | None, BeforeValidator(_text_or_none)] = Field(
+        default=None, description="音频格式", examples=["mp3"]
+    )
+    sample_rate: Annotated[int | None, BeforeValidator(count)] = Field(
+        default=None, description="采样率（Hz）", examples=[22050]
+    )
+    duration_ms: Annotated[int | None, BeforeValidator(count)] = Field(default=None, description="时长（毫秒）")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +121,9 @@ class TranscriptionClient:
         answer = await self._http.post(credential, PATH, compose(order, file_url), headers)
         output = _object(answer.get("output"))
         task_id = output.get("task_id")
-        if not isinstance(task_id, str) or not 0 < len(task_id) <= 128:
+        if not isinstance(task_id, str) or not 0 < len(task_id) <= 128 or not task_id.strip("."):
             raise UpstreamError("百炼平台没有返回任务ID，请稍后重试")
-        return Submission(task_id, _status(output), _word(answer.get("request_id")))
+        return Submission(task_id, _status(output), _text_or_none(answer.get("request_id")))
 
     async def inspect(self, credential: Credential, task_id: str) -> TaskReport:
         """Ask how a task is doing, once. Raises the AppError that a refusal means; a failed task is no refusal."""
@@ -166,11 +178,11 @@ def read_report(answer: dict[str, Any]) -> TaskReport:
         submitted_at=_moment(output.get("submit_time")),
         scheduled_at=_moment(output.get("scheduled_time")),
         ended_at=_moment(output.get("end_time")),
-        result_url=_word(result.get("transcription_url")) or _word(done.get("transcription_url")),
+        result_url=_text_or_none(result.get("transcription_url")) or _text_or_none(done.get("transcription_url")),
         seconds=count(usage.get("duration")) if seconds is None else seconds,
         code=str(source.get("code") or ("CANCELED" if output.get("task_status") == "CANCELED" else "")),
         message=str(source.get("message") or ""),
-        request_id=_word(answer.get("request_id")),
+        request_id=_text_or_none(answer.get("request_id")),
     )
 
 
@@ -181,27 +193,25 @@ def read_result(content: bytes) -> TranscriptionResult:
     except ValidationError:
         log.warning("provider_result_unreadable", bytes=len(content))
         raise UpstreamError("转写结果的格式无法识别") from None
-    audio = file.audio_info
-    if audio is None:
-        properties = file.properties or _Properties()
-        audio = AudioInfo(
-            format=properties.audio_format,
-            sample_rate=properties.original_sampling_rate,
-            duration_ms=properties.original_duration_in_milliseconds,
+    properties = file.properties
+    audio = (
+        AudioInfo.model_validate(file.audio_info)
+        if file.audio_info
+        else AudioInfo(
+            format=properties.get("audio_format"),
+            sample_rate=properties.get("original_sampling_rate"),
+            duration_ms=properties.get("original_duration_in_milliseconds"),
         )
+    )
     return TranscriptionResult(file.transcripts, audio)
 
 
-class _Properties(BaseModel):
-    audio_format: str | None = None
-    original_sampling_rate: int | None = None
-    original_duration_in_milliseconds: int | None = None
-
-
 class _ResultFile(BaseModel):
+    """The transcripts are what was paid for; the rest may be of any shape without harming them."""
+
     transcripts: tuple[Transcript, ...]
-    audio_info: AudioInfo | None = None
-    properties: _Properties | None = None
+    audio_info: Annotated[dict[str, Any], BeforeValidator(_object)] = Field(default_factory=dict)
+    properties: Annotated[dict[str, Any], BeforeValidator(_object)] = Field(default_factory=dict)
 
 
 def _status(output: dict[str, Any]) -> TaskStatus:
@@ -215,14 +225,7 @@ def _status(output: dict[str, Any]) -> TaskStatus:
 
 def _moment(text: object) -> datetime | None:
     try:
-        return datetime.fromisoformat(str(text)).replace(tzinfo=BEIJING).astimezone(UTC)
-    except ValueError:
+        moment = datetime.fromisoformat(str(text))
+        return (moment if moment.tzinfo else moment.replace(tzinfo=BEIJING)).astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
-
-
-def _object(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _word(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None

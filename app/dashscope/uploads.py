@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import httpx
 import structlog
 from anyio import to_thread
+from pydantic import BaseModel, Field, ValidationError
 
 from app.dashscope.credential import Credential
 from app.dashscope.hosts import require_provider_url
@@ -21,14 +21,28 @@ MAX_STORE_ANSWER_BYTES = 64 * 1024
 _ERROR_CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 
 
-@dataclass(frozen=True, slots=True)
-class _Policy:
+class _Policy(BaseModel):
     """The right to upload one file for a few minutes."""
 
-    host: str
-    folder: str
-    max_bytes: int
-    form: dict[str, str]
+    upload_host: str
+    upload_dir: str = Field(min_length=1)
+    max_file_size_mb: float = Field(gt=0)
+    oss_access_key_id: str
+    signature: str
+    policy: str
+    x_oss_object_acl: str
+    x_oss_forbid_overwrite: str
+
+    @property
+    def form(self) -> dict[str, str]:
+        """The fields that prove it."""
+        return {
+            "OSSAccessKeyId": self.oss_access_key_id,
+            "Signature": self.signature,
+            "policy": self.policy,
+            "x-oss-object-acl": self.x_oss_object_acl,
+            "x-oss-forbid-overwrite": self.x_oss_forbid_overwrite,
+        }
 
 
 class UploadClient:
@@ -45,18 +59,19 @@ class UploadClient:
         Raises AudioTooLarge beyond what the provider takes for this model, or the AppError of a failure.
         """
         policy = await self._permit(credential, model)
-        if size > policy.max_bytes:
-            raise AudioTooLarge(f"音频文件过大，百炼平台最多接收 {policy.max_bytes // MEGABYTE} MB")
-        key = f"{policy.folder}/{name}"
+        host = require_provider_url(policy.upload_host, credential, any_port=True)
+        if size > policy.max_file_size_mb * MEGABYTE:
+            raise AudioTooLarge(f"音频文件过大，百炼平台最多接收 {policy.max_file_size_mb:g} MB")
+        key = f"{policy.upload_dir}/{name}"
         request = self._http.build_request(
             "POST",
-            policy.host,
+            host,
             data={**policy.form, "key": key, "success_action_status": "200", "x-oss-content-type": content_type},
             files={"file": (name, source, content_type)},
         )
         form = cast(httpx.SyncByteStream, request.stream)
         headers = {**request.headers, "Content-Length": request.headers["Content-Length"]}
-        sent = self._http.build_request("POST", policy.host, headers=headers, content=_read_in_thread(form))
+        sent = self._http.build_request("POST", host, headers=headers, content=_read_in_thread(form))
         status, answer = await self._http.send(sent, MAX_STORE_ANSWER_BYTES)
         if status not in {200, 201, 204}:
             code = match[1].decode() if (match := _ERROR_CODE.search(answer)) else f"HTTP {status}"
@@ -66,22 +81,10 @@ class UploadClient:
 
     async def _permit(self, credential: Credential, model: str) -> _Policy:
         answer = await self._http.get(credential, "/uploads", {"action": "getPolicy", "model": model})
-        data: Any = answer.get("data") or answer.get("output")
         try:
-            return _Policy(
-                host=require_provider_url(data["upload_host"], credential, any_port=True),
-                folder=data["upload_dir"],
-                max_bytes=int(data["max_file_size_mb"]) * MEGABYTE,
-                form={
-                    "OSSAccessKeyId": data["oss_access_key_id"],
-                    "Signature": data["signature"],
-                    "policy": data["policy"],
-                    "x-oss-object-acl": data["x_oss_object_acl"],
-                    "x-oss-forbid-overwrite": data["x_oss_forbid_overwrite"],
-                },
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise UpstreamError("百炼平台没有给出上传凭证，请稍后重试") from error
+            return _Policy.model_validate(answer.get("data") or answer.get("output"))
+        except ValidationError:
+            raise UpstreamError("百炼平台没有给出上传凭证，请稍后重试") from None
 
 
 async def _read_in_thread(form: httpx.SyncByteStream) -> AsyncIterator[bytes]:

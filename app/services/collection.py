@@ -146,6 +146,9 @@ class TaskCollector:
             failure = error
             if isinstance(error, NoApiKey | SealBroken | InvalidApiKey):
                 changes = _again_in(NO_KEY_SECONDS)
+        except Exception:
+            log.exception("task_check_broke", record_id=record_id)
+            failure = AppError()
         finally:
             await run_to_end(self._put_back(record_id, changes))
         if failure is not None:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import BinaryIO
 
 import structlog
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from sqlalchemy import select
 
 from app.audio import CONTENT_TYPES
@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 MEGABYTE = 1024 * 1024
 MAX_UPLOAD_BYTES = 10 * MEGABYTE  # of one synchronous recognition (PROTOCOL §4.1)
 MAX_FILE_BYTES = 2048 * MEGABYTE  # of one transcription (PROTOCOL §5.1)
+# Each probe decodes: more at once would only take memory, and the cores from everybody else.
+PROBES_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class AudioDelivery:
         self._database = database
         self._storage = storage
         self._uploads = uploads
+        self._probing = CapacityLimiter(PROBES_AT_ONCE)
 
     @asynccontextmanager
     async def admitted(
@@ -138,7 +141,7 @@ class AudioDelivery:
             source.seek(0)
             return probe(source, containers=RECOGNIZABLE, max_ms=max_ms)
 
-        heard = await to_thread.run_sync(look)
+        heard = await to_thread.run_sync(look, limiter=self._probing)
         return HeldAudio(source, size, heard.container, heard.content_type, heard.duration_ms)
 
     async def _fetch(self, key: str, spool: Spool, max_bytes: int, field: str) -> None:
