@@ -162,8 +162,8 @@ class Record(Table):
 class Transcription(Table):
     """A task at the provider, looked after until its record has an end; then the transcripts are kept here.
 
-    `status` and the times are what the provider said last, at `checked_at`. `next_check_at` is when somebody has to
-    ask again, and nothing once all is known. Who asks holds `claimed_until`. `misses` counts the checks in a row that
+    `status` and the times are what the provider said last; it was last asked at `checked_at`. `next_check_at` is when
+    somebody has to ask again, and nothing once all is known. Who asks holds `claimed_until`. `misses` counts the checks in a row that
     found no such task or no fit result, `key_fingerprint` names the key that it was submitted with.
     """
 

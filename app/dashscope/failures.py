@@ -86,7 +86,7 @@ def explain(code: str, message: str, status: int = 0) -> AppError:
     if code in _VOICE_GONE:
         return VoiceNotFound()
     if any(part in code for part in _TOO_LONG):
-        return AudioTooLong()
+        return AudioTooLong(f"音频时长超过限制，请缩短或拆分后重试（{code}）")
     if code in _AUDIO_REASONS:
         return InvalidAudio(f"{_AUDIO_REASONS[code]}（{code}）")
     if code.startswith("Audio.") or (code not in _REASONS and any(part in code for part in _BAD_AUDIO)):

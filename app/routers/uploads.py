@@ -8,6 +8,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from app.errors import Abandoned, InvalidAudio, InvalidRequest
@@ -62,7 +63,10 @@ async def read_upload(
 
 
 async def _read_form(request: Request, fields: type[Fields]) -> tuple[Fields, AudioUrl | AudioFile]:
-    form = await request.form(max_files=1, max_fields=MAX_FORM_FIELDS)
+    try:
+        form = await request.form(max_files=1, max_fields=MAX_FORM_FIELDS)
+    except HTTPException:
+        raise InvalidRequest("表单无法解析：最多一个文件，文件以外的字段不能超过 1 MB") from None
     try:
         file = form.get("file")
         if isinstance(file, str):

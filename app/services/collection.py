@@ -40,7 +40,7 @@ FIRST_CHECK_SECONDS = 2.0
 LONGEST_INTERVAL_SECONDS = 60.0
 AGE_SHARE = 0.2  # of its age until now, a task is given until the next check
 FAILED_CHECK_SECONDS = 10.0
-NO_KEY_SECONDS = 300.0
+NO_KEY_SECONDS = 60.0
 # The provider allows 20 per second and account (PROTOCOL §5.3), which may have other callers than us.
 QUERY_RATE = "10/second"
 CHECKS_AT_ONCE = 16
@@ -277,7 +277,8 @@ def _unclaimed(now: datetime) -> ColumnElement[bool]:
 
 
 def _again_in(seconds: float) -> dict[str, Any]:
-    return {"next_check_at": datetime.now(UTC) + timedelta(seconds=seconds)}
+    now = datetime.now(UTC)
+    return {"checked_at": now, "next_check_at": now + timedelta(seconds=seconds)}
 
 
 def _again_after_miss(misses: int) -> dict[str, Any]:
@@ -289,7 +290,7 @@ def _told(report: TaskReport) -> dict[str, Any]:
     """What the provider said of a task that goes on."""
     times = {"submitted_at": report.submitted_at, "scheduled_at": report.scheduled_at}
     known = {name: moment for name, moment in times.items() if moment is not None}
-    return {"status": report.status, "checked_at": datetime.now(UTC), "misses": 0, **known}
+    return {"status": report.status, "misses": 0, **known}
 
 
 def _opened(record: Record) -> OpenRecord:

@@ -182,9 +182,12 @@ class TranscriptionService:
 
 
 def _is_stale(transcription: Transcription) -> bool:
+    now = datetime.now(UTC)
     if transcription.next_check_at is None:
         return False
-    return transcription.checked_at is None or datetime.now(UTC) - transcription.checked_at >= FRESH
+    if transcription.misses and transcription.next_check_at > now:
+        return False  # who asks often must not use up the patience with a provider in trouble
+    return transcription.checked_at is None or now - transcription.checked_at >= FRESH
 
 
 def _describe(order: TranscriptionOrder, file_url: str) -> str:
