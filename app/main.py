@@ -60,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(media.router)
     add_failure_handlers(app)
     describe_errors_as_answered(app)
-    uploads = {recognition.PATH: recognition.MAX_UPLOAD_BYTES}
+    uploads = {recognition.PATH: recognition.MAX_BODY_BYTES}
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=uploads)
     app.add_middleware(AnswerUnexpected)
     app.add_middleware(

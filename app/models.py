@@ -163,8 +163,9 @@ class Transcription(Table):
     """A task at the provider, looked after until its record has an end; then the transcripts are kept here.
 
     `status` and the times are what the provider said last; it was last asked at `checked_at`. `next_check_at` is when
-    somebody has to ask again, and nothing once all is known. Who asks holds `claimed_until`. `misses` counts the checks in a row that
-    found no such task or no fit result, `key_fingerprint` names the key that it was submitted with.
+    somebody has to ask again, and nothing once all is known. Who asks holds the claim, until it runs out. `misses`
+    counts the checks in a row that found no such task or no fit result, `key_fingerprint` names the key that it was
+    submitted with. The transcripts are JSON, large for long audio, and loaded by name only.
     """
 
     __tablename__ = "transcriptions"
@@ -182,11 +183,13 @@ class Transcription(Table):
     scheduled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     result_url: Mapped[str | None] = mapped_column(Text)
-    transcripts: Mapped[str | None] = mapped_column(Text)
+    transcripts: Mapped[str | None] = mapped_column(Text, deferred=True)
+    transcripts_with_words: Mapped[str | None] = mapped_column(Text, deferred=True)
     audio_info: Mapped[str | None] = mapped_column(Text)
     misses: Mapped[int] = mapped_column(Integer, default=0)
     checked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     next_check_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    claimed_by: Mapped[uuid.UUID | None] = mapped_column(Uuid)
     claimed_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 

@@ -154,7 +154,8 @@ async def test_records_of_a_dead_process_are_interrupted_with_an_estimate(
 async def test_a_record_whose_owner_lives_after_all_is_not_swept(database: Database, user_id: uuid.UUID) -> None:
     owner, sweeper = RecordService(database), RecordService(database)
     record = OpenRecord(await owner._open(user_id, "tts", "m", "{}", PRICE), PRICE, quantity=7)
-    assert not await sweeper.end(OpenRecord(record.id, PRICE, quantity=100), "interrupted", None, orphaned=True)
+    expired = Record.lease_expires_at < datetime.now(UTC)
+    assert not await sweeper.end(OpenRecord(record.id, PRICE, quantity=100), "interrupted", None, provided=expired)
     await owner._settle(record, "succeeded", None)
     settled, bill = await only_record(database)
     assert settled.status == "succeeded"

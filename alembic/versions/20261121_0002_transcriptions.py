@@ -29,10 +29,12 @@ def upgrade() -> None:
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("result_url", sa.Text(), nullable=True),
         sa.Column("transcripts", sa.Text(), nullable=True),
+        sa.Column("transcripts_with_words", sa.Text(), nullable=True),
         sa.Column("audio_info", sa.Text(), nullable=True),
         sa.Column("misses", sa.Integer(), nullable=False),
         sa.Column("checked_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("next_check_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("claimed_by", sa.Uuid(), nullable=True),
         sa.Column("claimed_until", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(
             ["record_id"], ["records.id"], name=op.f("fk_transcriptions_record_id_records"), ondelete="RESTRICT"

@@ -12,16 +12,15 @@ from app.dashscope.recognition import (
     RecognitionClient,
     RecognitionOrder,
 )
+from app.dashscope.result_file import digest_result
 from app.dashscope.speech import Interruption, SpeechClient
 from app.dashscope.speech_task import SpeechTask, Usage
 from app.dashscope.transcription import (
-    AudioInfo,
     Submission,
     TaskReport,
     TaskStatus,
     TranscriptionClient,
     TranscriptionOrder,
-    TranscriptionResult,
 )
 from app.dashscope.uploads import UploadClient
 
@@ -29,7 +28,6 @@ __all__ = [
     "HTTP_URLS",
     "MAX_DATA_URI_BYTES",
     "WS_URLS",
-    "AudioInfo",
     "ConnectionPool",
     "Credential",
     "HttpClient",
@@ -46,8 +44,8 @@ __all__ = [
     "TaskStatus",
     "TranscriptionClient",
     "TranscriptionOrder",
-    "TranscriptionResult",
     "UploadClient",
     "Usage",
+    "digest_result",
     "explain",
 ]

@@ -15,7 +15,7 @@ HTTP_URLS = {
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A key, and the addresses that take it. Connections are never shared between two of these."""
+    """A key, and the addresses that take it. WebSockets are never shared between two of these."""
 
     api_key: str = field(repr=False)
     ws_url: str

@@ -1,4 +1,4 @@
-"""The provider's HTTP services: one client, one reading of answers and failures (PROTOCOL §0.2 to §0.4)."""
+"""The provider's HTTP services: one client, which knows what may be asked again (PROTOCOL §0.2)."""
 
 import asyncio
 import itertools
@@ -13,17 +13,16 @@ import httpx
 import orjson
 import structlog
 
+from app.dashscope.answers import understand
 from app.dashscope.credential import Credential
-from app.dashscope.failures import explain, may_retry, plain
+from app.dashscope.failures import may_retry
 from app.errors import (
     AppError,
     ConnectionLost,
     HandshakeTimeout,
-    InvalidApiKey,
     Throttled,
     Unreachable,
     UpstreamError,
-    UpstreamNotFound,
     UpstreamTimeout,
 )
 
@@ -83,7 +82,9 @@ class HttpClient:
         """Ask for something that costs nothing. Raises the AppError that the failure means."""
         url = credential.http_url + path
         return await self._call(
-            lambda: self._client.build_request("GET", url, params=query, headers=credential.headers), attempts
+            lambda: self._client.build_request("GET", url, params=query, headers=credential.headers),
+            attempts,
+            is_free=True,
         )
 
     async def send(self, request: httpx.Request, max_bytes: int) -> tuple[int, bytes]:
@@ -106,12 +107,14 @@ class HttpClient:
         """Close every connection."""
         await self._client.aclose()
 
-    async def _call(self, build: Callable[[], httpx.Request], attempts: int = MAX_ATTEMPTS) -> dict[str, Any]:
+    async def _call(
+        self, build: Callable[[], httpx.Request], attempts: int = MAX_ATTEMPTS, *, is_free: bool = False
+    ) -> dict[str, Any]:
         for attempt in itertools.count(1):
             try:
                 return understand(*await self.send(build(), MAX_ANSWER_BYTES))
             except AppError as error:
-                accepted = not isinstance(error, Unreachable | HandshakeTimeout | Throttled)
+                accepted = not is_free and not isinstance(error, Unreachable | HandshakeTimeout | Throttled)
                 if attempt >= attempts or not may_retry(error, accepted=accepted):
                     raise
                 log.info("provider_retry", attempt=attempt, error=type(error).__name__)
@@ -132,52 +135,6 @@ def telling_what_broke() -> Iterator[None]:
         raise UpstreamTimeout from error
     except httpx.HTTPError as error:
         raise ConnectionLost from error
-
-
-def understand(status: int, content: bytes) -> dict[str, Any]:
-    """Read an answer, whatever frame it comes in: neither status nor content type tells success for sure (§0.4).
-
-    Raises the AppError that a failure means.
-    """
-    answer = _find_json(content)
-    failed, code, message = _find_failure(answer)
-    if status < 300 and answer and (not failed or answer.get("output")):
-        return answer
-    log.warning(
-        "provider_refused",
-        status=status,
-        provider_code=plain(code),
-        provider_request_id=plain(str(answer.get("request_id") or "")),
-    )
-    if code:
-        raise explain(code, message, status)
-    if status == 401:
-        raise InvalidApiKey
-    if status == 404:
-        raise UpstreamNotFound
-    if status == 429:
-        raise explain("Throttling", message)
-    raise UpstreamError(f"百炼平台返回了无法识别的响应（HTTP {status}），请稍后重试")
-
-
-def _find_json(content: bytes) -> dict[str, Any]:
-    """The JSON object of a body, or of the data lines of a server-sent event."""
-    for candidate in (content, b"\n".join(line[5:] for line in content.splitlines() if line.startswith(b"data:"))):
-        try:
-            found = orjson.loads(candidate)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(found, dict):
-            return found
-    return {}
-
-
-def _find_failure(answer: dict[str, Any]) -> tuple[bool, str, str]:
-    """Whether either envelope (§0.3) holds a failure, with its code and message."""
-    enveloped = answer.get("error")
-    failure = enveloped if isinstance(enveloped, dict) else answer
-    code = str(failure.get("code") or "")
-    return bool(enveloped or code), code, str(failure.get("message") or failure.get("msg") or "")
 
 
 def _held(content: bytes) -> StreamedBody:

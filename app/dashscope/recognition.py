@@ -10,15 +10,16 @@ from typing import Any, BinaryIO
 import orjson
 from anyio import to_thread
 
+from app.dashscope.answers import count, read_first, read_object, read_text
 from app.dashscope.credential import Credential
 from app.dashscope.http import HttpClient, StreamedBody
+from app.dashscope.uploads import RESOLVE_UPLOADS
+from app.errors import UpstreamError
 
 PATH = "/services/aigc/multimodal-generation/generation"
 MAX_DATA_URI_BYTES = 10_485_760  # of the encoded form (§4.1)
 AUDIO_TOKENS_PER_SECOND = 25  # of qwen-audio-asr, which counts no seconds (§4.2)
-RESOLVE_UPLOADS = {"X-DashScope-OssResourceResolve": "enable"}  # for oss:// addresses (§6)
 _CHUNK_BYTES = 3 * 64 * 1024  # a multiple of 3, so that encoded chunks join
-MAX_COUNT = 10**9  # what is larger is no count
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,34 +86,31 @@ class RecognitionClient:
 
 
 def read_recognition(answer: dict[str, Any]) -> Recognition:
-    """Read an answer; silence has no content, and counts come in several shapes (§4.1, §4.2)."""
-    message = _first(_dig(answer, "output", "choices")).get("message")
-    message = message if isinstance(message, dict) else {}
+    """Read an answer; silence has no content, and counts come in several shapes (§4.1, §4.2).
+
+    Raises UpstreamError for what holds neither a choice nor a count, so that no work was done.
+    """
+    choices = read_object(answer.get("output")).get("choices")
+    message = read_object(read_first(choices).get("message"))
     content = message.get("content")
     pieces = content if isinstance(content, list) else [{"text": content}]
-    notes = _first(message.get("annotations"))
-    usage = answer.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
+    notes = read_first(message.get("annotations"))
+    usage = read_object(answer.get("usage"))
     audio_tokens = count(usage.get("audio_tokens"))
     seconds = count(usage.get("seconds"))
     if seconds is None and audio_tokens is not None:
         seconds = max(1, math.ceil(audio_tokens / AUDIO_TOKENS_PER_SECOND))
+    if seconds is None and not isinstance(choices, list):
+        raise UpstreamError("百炼平台没有返回识别结果，请稍后重试")
     return Recognition(
-        text="".join(_word(piece.get("text")) or "" for piece in pieces if isinstance(piece, dict)),
-        language=_word(notes.get("language")),
-        emotion=_word(notes.get("emotion")),
+        text="".join(read_text(piece.get("text")) or "" for piece in pieces if isinstance(piece, dict)),
+        language=read_text(notes.get("language")),
+        emotion=read_text(notes.get("emotion")),
         input_tokens=_tokens(usage, "input"),
         output_tokens=_tokens(usage, "output"),
         seconds=seconds,
-        request_id=_word(answer.get("request_id")),
+        request_id=read_text(answer.get("request_id")),
     )
-
-
-def count(value: object) -> int | None:
-    """A count of the provider, rounded up; None for what is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_COUNT:
-        return None
-    return math.ceil(value)
 
 
 def _compose(order: RecognitionOrder, audio: str) -> dict[str, Any]:
@@ -137,20 +135,5 @@ async def _with_audio(before: bytes, source: BinaryIO, after: bytes) -> AsyncIte
 
 
 def _tokens(usage: dict[str, Any], side: str) -> int:
-    details = usage.get(f"{side}_tokens_details")
-    detailed = count(details.get("text_tokens")) if isinstance(details, dict) else None
+    detailed = count(read_object(usage.get(f"{side}_tokens_details")).get("text_tokens"))
     return detailed if detailed is not None else count(usage.get(f"{side}_tokens")) or 0
-
-
-def _dig(value: object, *path: str) -> object:
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
-def _first(items: object) -> dict[str, Any]:
-    return items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
-
-
-def _word(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None

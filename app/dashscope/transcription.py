@@ -2,20 +2,18 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import structlog
-from anyio import to_thread
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
+from app.dashscope.answers import count, read_object, read_text
 from app.dashscope.credential import Credential
 from app.dashscope.hosts import require_provider_url
 from app.dashscope.http import HttpClient
-from app.dashscope.recognition import RESOLVE_UPLOADS, count
-from app.errors import UpstreamError, UpstreamNotFound
-from app.transcripts import Transcript
+from app.dashscope.uploads import RESOLVE_UPLOADS
+from app.errors import ConnectionLost, UpstreamError, UpstreamNotFound
 
 log = structlog.get_logger(__name__)
 
@@ -79,34 +77,6 @@ class TaskReport:
         return self.status == "FAILED" and self.code in SILENCE
 
 
-def _object(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _text_or_none(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-class AudioInfo(BaseModel):
-    """识别的音频。"""
-
-    format: Annotated[str | None, BeforeValidator(_text_or_none)] = Field(
-        default=None, description="音频格式", examples=["mp3"]
-    )
-    sample_rate: Annotated[int | None, BeforeValidator(count)] = Field(
-        default=None, description="采样率（Hz）", examples=[22050]
-    )
-    duration_ms: Annotated[int | None, BeforeValidator(count)] = Field(default=None, description="时长（毫秒）")
-
-
-@dataclass(frozen=True, slots=True)
-class TranscriptionResult:
-    """A result file, in whichever of the two shapes it came (§5.1, §5.2)."""
-
-    transcripts: tuple[Transcript, ...]
-    audio: AudioInfo
-
-
 class TranscriptionClient:
     """Submits tasks, looks after them and fetches their results."""
 
@@ -119,11 +89,11 @@ class TranscriptionClient:
         if file_url.startswith("oss://"):
             headers |= RESOLVE_UPLOADS
         answer = await self._http.post(credential, PATH, compose(order, file_url), headers)
-        output = _object(answer.get("output"))
+        output = read_object(answer.get("output"))
         task_id = output.get("task_id")
         if not isinstance(task_id, str) or not 0 < len(task_id) <= 128 or not task_id.strip("."):
             raise UpstreamError("百炼平台没有返回任务ID，请稍后重试")
-        return Submission(task_id, _status(output), _text_or_none(answer.get("request_id")))
+        return Submission(task_id, _status(output), read_text(answer.get("request_id")))
 
     async def inspect(self, credential: Credential, task_id: str) -> TaskReport:
         """Ask how a task is doing, once. Raises the AppError that a refusal means; a failed task is no refusal."""
@@ -132,17 +102,19 @@ class TranscriptionClient:
         except UpstreamNotFound:  # how it says so is not documented (§14)
             return TaskReport("UNKNOWN")
 
-    async def fetch(self, credential: Credential, url: str) -> TranscriptionResult:
+    async def fetch(self, credential: Credential, url: str) -> bytes:
         """Fetch a result file, from a host of the provider's only and without the key (§5.1).
 
-        Raises UpstreamError when the host is not the provider's, or for what is no result; ConnectionLost or
-        UpstreamTimeout.
+        Raises UpstreamError when that will never do: another host, too large, a redirect; and ConnectionLost or
+        UpstreamTimeout when it may do later.
         """
         request = self._http.build_request("GET", require_provider_url(url, credential))
         status, content = await self._http.send(request, MAX_RESULT_BYTES)
+        if status >= 400:
+            raise ConnectionLost(f"转写结果暂时无法下载（HTTP {status}）")
         if status != 200:
-            raise UpstreamError(f"转写结果下载失败（HTTP {status}）")
-        return await to_thread.run_sync(read_result, content)
+            raise UpstreamError(f"转写结果无法下载（HTTP {status}）")
+        return content
 
 
 def compose(order: TranscriptionOrder, file_url: str) -> dict[str, Any]:
@@ -163,12 +135,12 @@ def compose(order: TranscriptionOrder, file_url: str) -> dict[str, Any]:
 
 def read_report(answer: dict[str, Any]) -> TaskReport:
     """Read the answer of the task API, with `result` of one model or `results` of the other (§5.3)."""
-    output, usage = _object(answer.get("output")), _object(answer.get("usage"))
+    output, usage = read_object(answer.get("output")), read_object(answer.get("usage"))
     results = output.get("results")
     parts = [each for each in results if isinstance(each, dict)] if isinstance(results, list) else []
     done = next((each for each in parts if each.get("subtask_status") == "SUCCEEDED"), {})
     failed = next((each for each in parts if each.get("subtask_status") == "FAILED"), {})
-    status, result = _status(output), _object(output.get("result"))
+    status, result = _status(output), read_object(output.get("result"))
     if status == "SUCCEEDED" and failed and not done:
         status = "FAILED"
     source = output if output.get("code") else failed
@@ -178,40 +150,12 @@ def read_report(answer: dict[str, Any]) -> TaskReport:
         submitted_at=_moment(output.get("submit_time")),
         scheduled_at=_moment(output.get("scheduled_time")),
         ended_at=_moment(output.get("end_time")),
-        result_url=_text_or_none(result.get("transcription_url")) or _text_or_none(done.get("transcription_url")),
+        result_url=read_text(result.get("transcription_url")) or read_text(done.get("transcription_url")),
         seconds=count(usage.get("duration")) if seconds is None else seconds,
         code=str(source.get("code") or ("CANCELED" if output.get("task_status") == "CANCELED" else "")),
         message=str(source.get("message") or ""),
-        request_id=_text_or_none(answer.get("request_id")),
+        request_id=read_text(answer.get("request_id")),
     )
-
-
-def read_result(content: bytes) -> TranscriptionResult:
-    """Read a result file of either shape. Raises UpstreamError for anything else."""
-    try:
-        file = _ResultFile.model_validate_json(content)
-    except ValidationError:
-        log.warning("provider_result_unreadable", bytes=len(content))
-        raise UpstreamError("转写结果的格式无法识别") from None
-    properties = file.properties
-    audio = (
-        AudioInfo.model_validate(file.audio_info)
-        if file.audio_info
-        else AudioInfo(
-            format=properties.get("audio_format"),
-            sample_rate=properties.get("original_sampling_rate"),
-            duration_ms=properties.get("original_duration_in_milliseconds"),
-        )
-    )
-    return TranscriptionResult(file.transcripts, audio)
-
-
-class _ResultFile(BaseModel):
-    """The transcripts are what was paid for; the rest may be of any shape without harming them."""
-
-    transcripts: tuple[Transcript, ...]
-    audio_info: Annotated[dict[str, Any], BeforeValidator(_object)] = Field(default_factory=dict)
-    properties: Annotated[dict[str, Any], BeforeValidator(_object)] = Field(default_factory=dict)
 
 
 def _status(output: dict[str, Any]) -> TaskStatus:

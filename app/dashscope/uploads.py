@@ -17,6 +17,7 @@ from app.errors import AudioTooLarge, UpstreamError
 log = structlog.get_logger(__name__)
 
 MEGABYTE = 1024 * 1024
+RESOLVE_UPLOADS = {"X-DashScope-OssResourceResolve": "enable"}  # for calls with an oss:// address
 MAX_STORE_ANSWER_BYTES = 64 * 1024
 _ERROR_CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 

@@ -4,16 +4,17 @@ import json
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Depends, Path, Query
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from app.dashscope import AudioInfo
 from app.models import Record
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
-from app.routers.envelope import Envelope, error_answers
+from app.routers.envelope import Envelope, enveloped, error_answers
 from app.routers.presentation import show_amount, show_exactly, show_time
 from app.services import Services
-from app.transcripts import Transcript, Transcripts
+from app.transcripts import AudioInfo, Transcript
 
 router = APIRouter(prefix="/api/audio", tags=["历史记录"], dependencies=[Depends(limit_rate)])
 
@@ -78,14 +79,14 @@ class RecordDetail(HistoryItem):
     "/records/{record_id}",
     summary="记录详情",
     description="一条记录的全部内容，包括用量、费用明细与完整的转写结果。",
+    response_model=Envelope[RecordDetail],
     responses=error_answers(400, 401, 404, 429),
-    response_model_exclude_none=True,
 )
 async def get_record(
     services: ServicesDep,
     user: CurrentUser,
     record_id: Annotated[int, Path(description="记录ID", ge=1, le=2**63 - 1)],
-) -> Envelope[RecordDetail]:
+) -> Response:
     """Show one record in full."""
     record, bill, task = await services.records.find(user.id, record_id)
     amount = bill.amount if bill else Decimal(0)
@@ -105,8 +106,10 @@ async def get_record(
     if task:
         detail.task_id, detail.task_status = task.task_id, task.status
         detail.audio_info = AudioInfo.model_validate_json(task.audio_info) if task.audio_info else None
-        detail.transcripts = list(Transcripts.validate_json(task.transcripts)) if task.transcripts else None
-    return Envelope(data=detail)
+    shown = detail.model_dump(exclude_none=True)
+    if task and task.transcripts:
+        shown["transcripts"] = orjson.Fragment(task.transcripts_with_words or task.transcripts)
+    return enveloped(shown)
 
 
 @router.get(

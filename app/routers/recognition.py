@@ -15,7 +15,7 @@ from app.routers.uploads import AudioFields, read_upload
 
 PATH = "/api/audio/asr/recognize"
 # 10 MB of audio in Base64, with the other fields.
-MAX_UPLOAD_BYTES = 15 * 1024 * 1024
+MAX_BODY_BYTES = 15 * 1024 * 1024
 
 router = APIRouter(prefix="/api/audio/asr", tags=["语音识别"], dependencies=[Depends(limit_rate)])
 

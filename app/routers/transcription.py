@@ -3,13 +3,15 @@
 from typing import Annotated
 from zoneinfo import ZoneInfo
 
+import orjson
 from fastapi import APIRouter, Depends, Path
+from fastapi.responses import Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.catalog import Language
 from app.dashscope import TranscriptionOrder
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
-from app.routers.envelope import Envelope, error_answers
+from app.routers.envelope import Envelope, enveloped, error_answers
 from app.routers.fields import Text
 from app.routers.presentation import show_amount, show_task_time
 from app.services.transcription import Task
@@ -79,7 +81,7 @@ class TaskState(BaseModel):
     submit_time: str = Field(description="提交时间", examples=["2025-01-01 10:00:00"])
     scheduled_time: str | None = Field(default=None, description="开始时间", examples=["2025-01-01 10:00:01"])
     end_time: str | None = Field(default=None, description="结束时间", examples=["2025-01-01 10:00:05"])
-    error_message: str | None = Field(default=None, description="失败原因")
+    error_message: str | None = Field(default=None, description="失败原因；进行中时为暂时无法查询的原因")
     result: TaskResult | None = Field(default=None, description="成功后的结果")
     usage: TaskUsage | None = Field(default=None, description="用量")
     bill: str | None = Field(default=None, description="费用（元），任务结束后给出", examples=["0.0016"])
@@ -117,12 +119,16 @@ async def transcribe(
     "/task/{task_id}",
     summary="查询转写任务",
     description="查询转写任务的状态和结果。任务完成后，结果在 24 小时之后以及服务重启之后仍可查询。",
-    responses=error_answers(400, 401, 403, 404, 429),
-    response_model_exclude_none=True,
+    response_model=Envelope[TaskState],
+    responses=error_answers(400, 401, 404, 429),
 )
-async def get_task(services: ServicesDep, user: CurrentUser, task_id: TaskId) -> Envelope[TaskState]:
+async def get_task(services: ServicesDep, user: CurrentUser, task_id: TaskId) -> Response:
     """Tell how a task is doing."""
-    return Envelope(data=_shown(await services.transcription.look(user.id, task_id), services.settings.zone))
+    task = await services.transcription.look(user.id, task_id)
+    state = _shown(task, services.settings.zone).model_dump(exclude_none=True)
+    if task.transcripts is not None:
+        state["result"]["transcripts"] = orjson.Fragment(task.transcripts)
+    return enveloped(state)
 
 
 def _shown(task: Task, zone: ZoneInfo) -> TaskState:
@@ -134,6 +140,7 @@ def _shown(task: Task, zone: ZoneInfo) -> TaskState:
         scheduled_time=show_task_time(row.scheduled_at, zone) if row.scheduled_at else None,
     )
     if row.next_check_at is not None:
+        state.error_message = task.trouble.message if task.trouble else None
         return state
     state.end_time = show_task_time(row.ended_at, zone) if row.ended_at else None
     state.error_message = task.record.error_message
@@ -142,8 +149,6 @@ def _shown(task: Task, zone: ZoneInfo) -> TaskState:
         state.usage = TaskUsage(seconds=task.bill.quantity)
     if row.status == "SUCCEEDED":
         state.usage = state.usage or TaskUsage(seconds=0)
-        transcripts = [transcript.without_words() for transcript in task.transcripts]
-        state.result = TaskResult(transcription_url=row.result_url, transcripts=transcripts)
-    elif row.result_url:
+    if row.status == "SUCCEEDED" or row.result_url:
         state.result = TaskResult(transcription_url=row.result_url, transcripts=[])
     return state

@@ -7,6 +7,7 @@ from typing import BinaryIO, TypeVar, cast
 from anyio import CapacityLimiter, to_thread
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -18,7 +19,7 @@ from app.services.spool import SPOOL_MEMORY_BYTES, Spool
 
 MAX_FORM_FIELDS = 20
 MAX_NAME_CHARS = 255
-DECODED_AT_ONCE = 1024 * 1024
+BASE64_CHUNK_CHARS = 1024 * 1024
 
 
 class AudioFields(BaseModel):
@@ -46,11 +47,14 @@ async def read_upload(
     InvalidRequest or RequestValidationError for what does not fit, InvalidAudio for what is no Base64, and Abandoned
     when the client leaves meanwhile.
     """
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type, options = parse_options_header(request.headers.get("content-type"))
     try:
-        if content_type == "multipart/form-data":
+        if content_type == b"multipart/form-data":
+            # Some of Python's codecs take minutes for a megabyte.
+            if options.get(b"charset", b"utf-8").lower() not in {b"utf-8", b"utf8"}:
+                raise InvalidRequest("表单的 charset 必须是 utf-8")
             return await _read_form(request, fields)
-        if content_type == "application/json":
+        if content_type == b"application/json":
             async with Spool() as body:
                 async for chunk in request.stream():
                     await body.write(chunk)
@@ -107,8 +111,8 @@ def _decode(encoded: str) -> BinaryIO:
     file = tempfile.SpooledTemporaryFile(max_size=SPOOL_MEMORY_BYTES)  # noqa: SIM115 - the caller closes it
     try:
         rest = ""
-        for offset in range(start, len(encoded), DECODED_AT_ONCE):
-            piece = rest + "".join(encoded[offset : offset + DECODED_AT_ONCE].split())
+        for offset in range(start, len(encoded), BASE64_CHUNK_CHARS):
+            piece = rest + "".join(encoded[offset : offset + BASE64_CHUNK_CHARS].split())
             whole = len(piece) - len(piece) % 4
             file.write(binascii.a2b_base64(piece[:whole], strict_mode=True))
             rest = piece[whole:]

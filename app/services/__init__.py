@@ -27,6 +27,7 @@ from app.services.inflight import InFlight
 from app.services.recognition import RecognitionService
 from app.services.records import RecordService
 from app.services.synthesis import SynthesisService
+from app.services.tasks import OpenTasks
 from app.services.transcription import TranscriptionService
 from app.settings import Settings, load_secrets
 from app.storage import Storage, create_storage
@@ -34,7 +35,7 @@ from app.storage import Storage, create_storage
 # Callers of one key and model that hold a connection while they wait for their turn.
 MAX_SUBMISSIONS_AT_ONCE = 8
 # A body with Base64 takes three times its size in memory while it is decoded: that many at once.
-DECODED_AT_ONCE = 2
+BODIES_DECODED_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             settings, prices, accounts, records, RecognitionClient(http), delivery, in_flight
         )
         tasks = TranscriptionClient(http)
-        collector = TaskCollector(database, accounts, records, tasks, limiter, in_flight)
+        collector = TaskCollector(OpenTasks(database, records), accounts, records, tasks, limiter, in_flight)
         collecting = asyncio.create_task(collector.run())
         resources.push_async_callback(_cancelled, collecting)
         transcription = TranscriptionService(prices, database, accounts, records, tasks, delivery, collector, in_flight)
@@ -113,7 +114,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             synthesis=synthesis,
             recognition=recognition,
             transcription=transcription,
-            decoding=CapacityLimiter(DECODED_AT_ONCE),
+            decoding=CapacityLimiter(BODIES_DECODED_AT_ONCE),
         )
 
 

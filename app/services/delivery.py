@@ -26,7 +26,7 @@ from app.urls import require_public_url
 log = structlog.get_logger(__name__)
 
 MEGABYTE = 1024 * 1024
-MAX_UPLOAD_BYTES = 10 * MEGABYTE  # of one synchronous recognition (PROTOCOL §4.1)
+MAX_AUDIO_BYTES = 10 * MEGABYTE  # of one synchronous recognition (PROTOCOL §4.1)
 MAX_FILE_BYTES = 2048 * MEGABYTE  # of one transcription (PROTOCOL §5.1)
 # Each probe decodes: more at once would only take memory, and the cores from everybody else.
 PROBES_AT_ONCE = 2
@@ -104,20 +104,21 @@ class AudioDelivery:
                 else:
                     yield await self._look_at(spool.file, max_bytes, max_ms)
 
+    def inline(self, audio: HeldAudio | str) -> InlineAudio | None:
+        """The audio as part of the request, if it is here and small enough."""
+        if isinstance(audio, str):
+            return None
+        within = InlineAudio(audio.source, audio.size, audio.content_type)
+        return within if within.encoded_size <= MAX_DATA_URI_BYTES else None
+
     @asynccontextmanager
-    async def delivered(
-        self, credential: Credential, model: str, audio: HeldAudio | str, *, inline: bool
-    ) -> AsyncIterator[InlineAudio | str]:
-        """Bring audio to the provider, for as long as the block lasts: small audio `inline` where that is possible.
+    async def addressed(self, credential: Credential, model: str, audio: HeldAudio | str) -> AsyncIterator[str]:
+        """The audio's address for the provider, for as long as the block lasts.
 
         Raises the AppError of a failure; nothing is paid then.
         """
         if isinstance(audio, str):
             yield audio
-            return
-        within = InlineAudio(audio.source, audio.size, audio.content_type)
-        if inline and within.encoded_size <= MAX_DATA_URI_BYTES:
-            yield within
         elif self._storage.fetchable:
             today = datetime.now(self._settings.zone).strftime("%Y%m%d")
             key = f"audio/asr/{today}/{uuid.uuid4()}.{audio.container}"

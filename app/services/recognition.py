@@ -3,28 +3,26 @@
 import asyncio
 import json
 import math
-import re
 import uuid
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 
 import structlog
 
-from app.catalog import PriceList, RecognitionModel, find_recognition_model
-from app.dashscope import Recognition, RecognitionClient, RecognitionOrder
-from app.errors import AudioTooLong, InvalidAudio, InvalidModel, InvalidRequest
+from app.catalog import PriceList
+from app.dashscope import InlineAudio, Recognition, RecognitionClient, RecognitionOrder
+from app.errors import AudioTooLong, InvalidAudio
 from app.services.accounts import AccountService
-from app.services.delivery import MAX_UPLOAD_BYTES, AudioDelivery, AudioFile, AudioUrl, HeldAudio
+from app.services.delivery import MAX_AUDIO_BYTES, AudioDelivery, AudioFile, AudioUrl, HeldAudio
 from app.services.inflight import InFlight
+from app.services.recognizers import require_recognizer
 from app.services.records import OpenRecord, Price, RecordService
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-MAX_CONTEXT_TOKENS = 10_000  # PROTOCOL §4.1
 MIN_SECONDS = 1  # what is shorter the provider may refuse (PROTOCOL §4.1)
-_WIDE = re.compile("[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff00-\uffef]")
 _DATA_KEPT = ("language", "emotion", "input_tokens", "output_tokens", "seconds")
 
 
@@ -73,14 +71,18 @@ class RecognitionService:
             price = Price("second", self._prices.per_second[order.model], self._prices.currency)
             max_ms = self._settings.asr_max_seconds * 1000
             async with (
-                self._delivery.admitted(user_id, audio, MAX_UPLOAD_BYTES, max_ms) as admitted,
+                self._delivery.admitted(user_id, audio, MAX_AUDIO_BYTES, max_ms) as admitted,
                 self._records.running(user_id, "asr", order.model, _describe(order, audio, admitted), price) as record,
-                self._delivery.delivered(credential, order.model, admitted, inline=True) as address,
+                AsyncExitStack() as stack,
             ):
+                sent: InlineAudio | str | None = self._delivery.inline(admitted)
+                if sent is None:
+                    sent = await stack.enter_async_context(self._delivery.addressed(credential, order.model, admitted))
                 expected = _seconds_of(admitted)
-                await self._records.foresee(record, expected)
+                if expected:
+                    await self._records.foresee(record, expected)
                 try:
-                    heard = await self._client.recognize(credential, order, address)
+                    heard = await self._client.recognize(credential, order, sent)
                 except asyncio.CancelledError:
                     record.quantity, record.estimated = expected, True
                     raise
@@ -90,27 +92,6 @@ class RecognitionService:
                     raise
                 _note(record, heard, expected)
         return Recognized(record.id, heard, record.quantity, record.amount)
-
-
-def require_recognizer(model_id: str, context: str | None, *, call_type: str) -> RecognitionModel:
-    """The model, if it is for this way of calling and takes the context. Raises InvalidModel or InvalidRequest."""
-    model = find_recognition_model(model_id)
-    if model is None:
-        raise InvalidModel(f"无效的模型名称：{model_id[:64]}，可用模型见 /api/audio/asr/models")
-    if model.call_type != call_type:
-        route = "recognize" if model.call_type == "sync" else "transcribe"
-        raise InvalidModel(f"模型 {model_id} 不能用于此接口，请使用 /api/audio/asr/{route}")
-    if context and not model.takes_context:
-        raise InvalidRequest(f"context 不能与 {model_id} 一起使用：该模型不支持上下文提示")
-    if context and _estimate_tokens(context) > MAX_CONTEXT_TOKENS:
-        raise InvalidRequest(f"context 过长，不能超过 {MAX_CONTEXT_TOKENS} Token")
-    return model
-
-
-def _estimate_tokens(text: str) -> float:
-    """A low estimate, so that nothing is refused that the provider would take."""
-    wide = len(_WIDE.findall(text))
-    return wide / 1.8 + (len(text) - wide) / 5
 
 
 def _seconds_of(audio: HeldAudio | str) -> int:

@@ -7,7 +7,8 @@ A record is opened before the provider is asked and reaches exactly one end:
             ├─► abandoned     the client left; the provider was told to stop, what was spoken is billed
             └─► interrupted   our process stopped or died; after a death the bill is an estimate, and says so
 
-Every transition is one conditional UPDATE from `running`, in one transaction with the bill line.
+Every transition is one conditional UPDATE from `running`, in one transaction with the bill line. One way leads back:
+a process that was only thought to be dead hands over the task that it got meanwhile, before anything was billed.
 """
 
 import asyncio
@@ -20,12 +21,13 @@ from decimal import Decimal
 from typing import Literal
 
 import structlog
-from sqlalchemy import Executable, func, select, update
+from sqlalchemy import ColumnElement, Executable, exists, func, select, true, update
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import undefer
 
 from app.completion import run_to_end
 from app.database import Database
-from app.errors import AppError, RecordNotFound
+from app.errors import AppError, NotReady, RecordNotFound
 from app.models import PROVIDER_ID_CHARS, Bill, Record, Transcription
 
 log = structlog.get_logger(__name__)
@@ -120,9 +122,10 @@ class RecordService:
 
         Doing it twice is harmless.
         """
-        release = update(Record).where(Record.id == record.id, Record.status == "running")
+        is_open = Record.status.in_(("running", "interrupted")) & ~exists().where(Bill.record_id == Record.id)
+        release = update(Record).where(Record.id == record.id, is_open)
         async with self._database.transaction() as session:
-            await session.execute(release.values(lease_expires_at=None))
+            await session.execute(release.values(status="running", lease_expires_at=None, finished_at=None))
             await session.merge(task)
         record.handed_over = True
         self._live.discard(record.id)
@@ -155,12 +158,13 @@ class RecordService:
         return HistoryPage(items, total or 0)
 
     async def find(self, user_id: uuid.UUID, record_id: int) -> tuple[Record, Bill | None, Transcription | None]:
-        """One record of a user, with its bill line and its task if there are any. Raises RecordNotFound."""
+        """One record of a user, with its bill line and its task, transcripts loaded. Raises RecordNotFound."""
         wanted = (
             select(Record, Bill, Transcription)
             .outerjoin(Bill, Bill.record_id == Record.id)
             .outerjoin(Transcription, Transcription.record_id == Record.id)
             .where(Record.id == record_id, Record.user_id == user_id)
+            .options(undefer(Transcription.transcripts), undefer(Transcription.transcripts_with_words))
         )
         async with self._database.snapshot() as session:
             found = (await session.execute(wanted)).one_or_none()
@@ -187,13 +191,14 @@ class RecordService:
 
     async def settle_orphans(self) -> int:
         """End the records whose process died: `interrupted`, billed by estimate. Gives their number."""
-        expired = select(Record).where(Record.status == "running", Record.lease_expires_at < datetime.now(UTC))
+        expired = Record.lease_expires_at < datetime.now(UTC)
         async with self._database.snapshot() as session:
-            orphans = list(await session.scalars(expired))
+            orphans = list(await session.scalars(select(Record).where(Record.status == "running", expired)))
         for orphan in orphans:
             price = Price(orphan.unit, orphan.unit_price, orphan.currency)
             record = OpenRecord(orphan.id, price, quantity=orphan.expected_quantity, estimated=True)
-            await self.end(record, "interrupted", None, orphaned=True)
+            cause = NotReady(_explain_orphan(orphan))
+            await self.end(record, "interrupted", cause, provided=expired)  # an owner who lives after all keeps it
         return len(orphans)
 
     async def end(
@@ -202,20 +207,18 @@ class RecordService:
         status: Status,
         failure: BaseException | None,
         *,
-        orphaned: bool = False,
+        provided: ColumnElement[bool] | None = None,
         along: Sequence[Executable] = (),
     ) -> bool:
         """Give a running record its end and its bill line, once, and do what is to be done `along` with it.
 
-        A record that already has an end stays as it is: False then. An orphan is ended only while its lease is over:
-        an owner who lives after all keeps it.
+        False for a record that already has an end, or is not as `provided`: it stays as it is.
         """
         now = datetime.now(UTC)
         known = failure if isinstance(failure, AppError) else AppError() if failure else None
-        still_due = [Record.lease_expires_at < now] if orphaned else []
         ending = (
             update(Record)
-            .where(Record.id == record.id, Record.status == "running", *still_due)
+            .where(Record.id == record.id, Record.status == "running", true() if provided is None else provided)
             .values(
                 status=status,
                 output_key=record.output_key,
@@ -299,11 +302,23 @@ class RecordService:
             return
         renewal = (
             update(Record)
-            .where(Record.id.in_(self._live), Record.status == "running")
+            .where(
+                Record.id.in_(self._live),
+                Record.status == "running",
+                Record.lease_expires_at.is_not(None),  # else one that is just being handed over would be swept later
+            )
             .values(lease_expires_at=datetime.now(UTC) + LEASE)
         )
         async with self._database.transaction() as session:
             await session.execute(renewal)
+
+
+def _explain_orphan(orphan: Record) -> str:
+    if orphan.expected_quantity:
+        return "服务中断，结果未能取回，费用按估算"
+    if orphan.type == "asr":
+        return "服务中断，请求可能已被百炼接受，实际费用以百炼账单为准"
+    return "服务中断，未产生费用"
 
 
 def _bill(record: OpenRecord, user_id: uuid.UUID, model: str, now: datetime) -> Bill:

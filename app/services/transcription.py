@@ -4,26 +4,26 @@ import asyncio
 import json
 import uuid
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import structlog
 from sqlalchemy import select
+from sqlalchemy.orm import InstrumentedAttribute
 
 from app.catalog import PriceList
 from app.completion import run_to_end
 from app.dashscope import Credential, Submission, TranscriptionClient, TranscriptionOrder
 from app.database import Database
-from app.errors import InvalidApiKey, InvalidRequest, NoApiKey, NoTranscript, SealBroken, TaskNotFound
+from app.errors import AppError, InvalidApiKey, InvalidRequest, NoApiKey, NoTranscript, SealBroken, TaskNotFound
 from app.models import Bill, Record, Transcription
 from app.services.accounts import AccountService
 from app.services.collection import FIRST_CHECK_SECONDS, TaskCollector
 from app.services.delivery import MAX_FILE_BYTES, AudioDelivery, AudioUrl
 from app.services.inflight import InFlight
-from app.services.recognition import require_recognizer
+from app.services.recognizers import require_recognizer
 from app.services.records import UNAVAILABLE, OpenRecord, Price, RecordService
-from app.transcripts import Transcript, Transcripts
 
 log = structlog.get_logger(__name__)
 
@@ -44,21 +44,21 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is known of a task. The bill is there once the record has its end."""
+    """What is known of a task: the bill once the record has its end, JSON transcripts once it has succeeded.
+
+    `trouble` is what the user has to mend before the provider can be asked.
+    """
 
     transcription: Transcription
     record: Record
     bill: Bill | None
+    transcripts: str | None = None
+    trouble: AppError | None = None
 
     @property
     def amount(self) -> Decimal:
         """What the task cost so far."""
         return self.bill.amount if self.bill else Decimal(0)
-
-    @property
-    def transcripts(self) -> tuple[Transcript, ...]:
-        """What was said on each track; empty until the task has succeeded."""
-        return Transcripts.validate_json(self.transcription.transcripts) if self.transcription.transcripts else ()
 
 
 class TranscriptionService:
@@ -94,27 +94,31 @@ class TranscriptionService:
     async def look(self, user_id: uuid.UUID, task_id: str) -> Task:
         """Tell how a user's task is doing: what is known if that is fresh, after asking the provider otherwise.
 
-        Raises TaskNotFound; NoApiKey, SealBroken or InvalidApiKey when the provider cannot be asked for that reason.
+        Raises TaskNotFound.
         """
         task = await self._find(user_id, task_id)
-        if not _is_stale(task.transcription):
+        if _is_stale(task.transcription):
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    failure = await asyncio.shield(self._collector.check(task.record.id))
+            except TimeoutError:
+                return task
+            task = await self._find(user_id, task_id)
+            if isinstance(failure, NoApiKey | SealBroken | InvalidApiKey):
+                task = replace(task, trouble=failure)
+        if task.transcription.status != "SUCCEEDED":
             return task
-        asking = self._in_flight.start(self._collector.check(task.record.id))
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                failure = await asyncio.shield(asking)
-        except TimeoutError:
-            return task
-        if isinstance(failure, NoApiKey | SealBroken | InvalidApiKey):
-            raise failure
-        return await self._find(user_id, task_id)
+        return replace(task, transcripts=await self._load(Transcription.transcripts, task))
 
-    async def transcripts(self, user_id: uuid.UUID, task_id: str) -> tuple[Transcript, ...]:
-        """What was said on each track. Raises TaskNotFound, and NoTranscript until and unless the task succeeds."""
+    async def transcripts(self, user_id: uuid.UUID, task_id: str) -> str:
+        """JSON of what was said on each track, with words where there are any.
+
+        Raises TaskNotFound, and NoTranscript until and unless the task succeeds.
+        """
         task = await self.look(user_id, task_id)
-        if task.transcription.status == "SUCCEEDED":
-            return task.transcripts
-        raise NoTranscript(task.record.error_message and f"任务失败，没有转写结果：{task.record.error_message}")
+        if task.transcripts is None:
+            raise NoTranscript(task.record.error_message and f"任务失败，没有转写结果：{task.record.error_message}")
+        return await self._load(Transcription.transcripts_with_words, task) or task.transcripts
 
     async def _submit(self, user_id: uuid.UUID, order: TranscriptionOrder, file_url: str) -> Submitted:
         model = require_recognizer(order.model, order.context, call_type="async")
@@ -127,10 +131,8 @@ class TranscriptionService:
             async with (
                 self._delivery.admitted(user_id, audio, MAX_FILE_BYTES, None) as admitted,
                 self._records.running(user_id, "asr", order.model, _describe(order, file_url), price) as record,
-                self._delivery.delivered(credential, order.model, admitted, inline=False) as address,
+                self._delivery.addressed(credential, order.model, admitted) as address,
             ):
-                if not isinstance(address, str):
-                    raise TypeError("a task takes an address")
                 submission = await self._client.submit(credential, order, address)
                 await run_to_end(self._hand_over(user_id, credential, record, submission))
         self._collector.wake()
@@ -165,7 +167,15 @@ class TranscriptionService:
             else:
                 return
 
+    async def _load(self, column: InstrumentedAttribute[str | None], task: Task) -> str | None:
+        wanted = select(column).where(Transcription.record_id == task.record.id)
+        async with self._database.snapshot() as session:
+            text: str | None = await session.scalar(wanted)
+        return text
+
     async def _find(self, user_id: uuid.UUID, task_id: str) -> Task:
+        if not (task_id.isascii() and task_id.isprintable()):  # PostgreSQL would not even look for some
+            raise TaskNotFound
         wanted = (
             select(Transcription, Record, Bill)
             .join(Record, Record.id == Transcription.record_id)

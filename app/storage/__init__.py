@@ -1,4 +1,4 @@
-"""Where synthesized audio is kept: six verbs, the same for OSS and for local files.
+"""Where audio is kept: six verbs, the same for OSS and for local files.
 
 Every backend raises ObjectNotFound for an absent object and StorageError for everything else that fails.
 """

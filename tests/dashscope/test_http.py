@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from app.dashscope import Credential, HttpClient
-from app.dashscope.http import IDLE_SECONDS, MAX_ATTEMPTS, understand
+from app.dashscope.answers import understand
+from app.dashscope.http import IDLE_SECONDS, MAX_ATTEMPTS
 from app.errors import (
     AppError,
     AudioTooLong,
@@ -287,7 +288,7 @@ NO_JSON = {
 
 @pytest.mark.parametrize("content", NO_JSON.values(), ids=NO_JSON.keys())
 def test_what_is_no_answer_is_told_by_its_status(content: bytes) -> None:
-    meanings: dict[int, type[AppError]] = {401: InvalidApiKey, 404: UpstreamNotFound, 429: Throttled}
+    meanings: dict[int, type[AppError]] = {401: InvalidApiKey, 429: Throttled}
     for status in (200, 201, 204, 301, 302, 400, 401, 403, 404, 408, 413, 429, 430, 500, 502, 503, 504, 599):
         with pytest.raises(AppError) as refused:
             understand(status, content)

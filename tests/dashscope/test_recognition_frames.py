@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.dashscope import InlineAudio, RecognitionClient, RecognitionOrder
-from app.dashscope.recognition import MAX_COUNT, PATH, count, read_recognition
-from app.errors import ConnectionLost, InvalidApiKey, Throttled
+from app.dashscope.answers import MAX_COUNT, count
+from app.dashscope.recognition import PATH, read_recognition
+from app.errors import ConnectionLost, InvalidApiKey, Throttled, UpstreamError
 from tests.dashscope.http_provider import HttpProvider, Line, answers, refuses, throttles
 
 CHUNK = 3 * 64 * 1024
@@ -272,12 +273,6 @@ SILENT: dict[str, dict[str, Any]] = {
     "no message": {"output": {"choices": [{"finish_reason": "stop"}]}},
     "a null choice": {"output": {"choices": [None]}},
     "no choices": {"output": {"choices": []}},
-    "null choices": {"output": {"choices": None}},
-    "odd choices": {"output": {"choices": {"message": {}}}},
-    "missing choices": {"output": {"finish_reason": "stop"}},
-    "a null output": {"output": None},
-    "an odd output": {"output": []},
-    "no output": {},
     "null notes": heard({"content": [], "annotations": None}),
     "no notes": heard({"content": [], "annotations": []}),
     "odd notes": heard({"content": [], "annotations": ["zh", {"language": "zh"}]}),
@@ -291,6 +286,24 @@ def test_silence_is_an_empty_text(answer: dict[str, Any]) -> None:
     recognition = read_recognition(answer)
     assert (recognition.text, recognition.language, recognition.emotion) == ("", None, None)
     assert (recognition.input_tokens, recognition.output_tokens, recognition.seconds) == (0, 0, None)
+
+
+NOTHING: dict[str, dict[str, Any]] = {
+    "null choices": {"output": {"choices": None}},
+    "odd choices": {"output": {"choices": {"message": {}}}},
+    "missing choices": {"output": {"finish_reason": "stop"}},
+    "a null output": {"output": None},
+    "an odd output": {"output": []},
+    "no output": {},
+    "somebody else's answer": {"success": False, "msg": "系统繁忙"},
+}
+
+
+@pytest.mark.parametrize("answer", NOTHING.values(), ids=NOTHING.keys())
+def test_no_answer_at_all_is_no_silence(answer: dict[str, Any]) -> None:
+    with pytest.raises(UpstreamError):
+        read_recognition({**answer, "request_id": "r", "usage": {}})
+    assert read_recognition({**answer, "usage": {"seconds": 3}}).seconds == 3  # what was counted is billed
 
 
 def test_silence_may_still_be_counted() -> None:
@@ -381,7 +394,7 @@ def test_tokens_are_counted_nested_or_flat(usage: object, tokens: tuple[int, int
 
 @pytest.mark.parametrize("request_id", [None, "", 7, ["req"], {}])
 def test_an_odd_request_id_is_none(request_id: object) -> None:
-    assert read_recognition({"request_id": request_id}).request_id is None
+    assert read_recognition({"output": {"choices": []}, "request_id": request_id}).request_id is None
 
 
 values = st.recursive(
@@ -416,7 +429,10 @@ usages = some(
     request_id=values,
 )
 def test_any_answer_has_only_the_types_that_it_promises(output: Any, usage: Any, request_id: Any) -> None:
-    recognition = read_recognition({"output": output, "usage": usage, "request_id": request_id})
+    try:
+        recognition = read_recognition({"output": output, "usage": usage, "request_id": request_id})
+    except UpstreamError:
+        return
     assert type(recognition.text) is str
     for word in (recognition.language, recognition.emotion, recognition.request_id):
         assert word is None or (type(word) is str and word)

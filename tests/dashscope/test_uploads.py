@@ -362,7 +362,6 @@ async def test_a_store_that_cannot_be_called_is_an_error_of_ours(
     [
         (refuses("InvalidApiKey", status=401), InvalidApiKey),
         (answers(b"", 500), UpstreamError),
-        (Line.hang_up, ConnectionLost),
     ],
 )
 async def test_a_refused_permit_is_told(
@@ -373,6 +372,14 @@ async def test_a_refused_permit_is_told(
         await upload(uploads, provider.credential, b"ID3")
     assert type(refused.value) is error
     assert len(provider.requests) == 1
+
+
+async def test_a_permit_costs_nothing_and_is_asked_for_again(provider: HttpProvider, uploads: UploadClient) -> None:
+    provider.expect(Line.hang_up, permits(provider), answers(b""))
+    await upload(uploads, provider.credential, b"ID3")
+    provider.expect(*[Line.hang_up] * 4)
+    with pytest.raises(ConnectionLost):
+        await upload(uploads, provider.credential, b"ID3")
 
 
 async def test_a_throttled_permit_is_asked_for_again(provider: HttpProvider, uploads: UploadClient) -> None:

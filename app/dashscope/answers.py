@@ -1,0 +1,81 @@
+"""Reading what the provider answers, whatever shape it comes in (PROTOCOL §0.3, §0.4)."""
+
+import json
+import math
+from typing import Any
+
+import structlog
+
+from app.dashscope.failures import explain, plain
+from app.errors import InvalidApiKey, UpstreamError
+from app.transcripts import storable
+
+log = structlog.get_logger(__name__)
+
+MAX_COUNT = 2_000_000  # tokens, or seconds of 16 tracks of 12 hours; what is larger is no count
+
+
+def understand(status: int, content: bytes) -> dict[str, Any]:
+    """Read an answer, whatever frame it comes in: neither status nor content type tells success for sure (§0.4).
+
+    Raises the AppError that a failure means.
+    """
+    answer = _find_json(content)
+    failed, code, message = _find_failure(answer)
+    if status < 300 and answer and (not failed or answer.get("output")):
+        return answer
+    log.warning(
+        "provider_refused",
+        status=status,
+        provider_code=plain(code),
+        provider_request_id=plain(str(answer.get("request_id") or "")),
+    )
+    if code:
+        raise explain(code, message, status)
+    if status == 401:
+        raise InvalidApiKey
+    if status == 429:
+        raise explain("Throttling", message)
+    raise UpstreamError(f"百炼平台返回了无法识别的响应（HTTP {status}），请稍后重试")
+
+
+def read_text(value: object) -> str | None:
+    """A text that is one and not empty, fit to be stored."""
+    return storable(value) if isinstance(value, str) and value else None
+
+
+def read_object(value: object) -> dict[str, Any]:
+    """A JSON object; an empty one for everything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def read_first(items: object) -> dict[str, Any]:
+    """The first of a list of objects; an empty one where there is none."""
+    return read_object(items[0]) if isinstance(items, list) and items else {}
+
+
+def count(value: object) -> int | None:
+    """A count of the provider, rounded up; None for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_COUNT:
+        return None
+    return math.ceil(value)
+
+
+def _find_json(content: bytes) -> dict[str, Any]:
+    """The JSON object of a body, or of the data lines of a server-sent event."""
+    for candidate in (content, b"\n".join(line[5:] for line in content.splitlines() if line.startswith(b"data:"))):
+        try:
+            found = json.loads(candidate)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _find_failure(answer: dict[str, Any]) -> tuple[bool, str, str]:
+    """Whether either envelope (§0.3) holds a failure, with its code and message."""
+    enveloped = answer.get("error")
+    failure = enveloped if isinstance(enveloped, dict) else answer
+    code = str(failure.get("code") or "")
+    return bool(enveloped or code), code, str(failure.get("message") or failure.get("msg") or "")
