@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
+from app.memory import return_large_blocks
 from app.observability import Metrics, RequestContext, configure_logs
 from app.routers import auth, health, history, media, pages, recognition, speech, subtitles, transcription, users
 from app.routers.body_limit import BodyLimit
@@ -40,6 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        return_large_blocks()
         async with open_services(settings) as services:
             app.state.services = services
             yield

@@ -133,7 +133,8 @@ async def test_a_transcription_in_full(account: Account, backend: Server) -> Non
         record = await detail(account, task["record_id"])
         assert record.keys() == {*COMMON, "output_text", "task_id", "task_status", "audio_info", "transcripts"}
         assert (record["task_id"], record["task_status"]) == (task["task_id"], "SUCCEEDED")
-        assert (record["output_text"], record["duration"], record["bill"]) == (STRANGE_SPEECH, 2.5, "0.0012")
+        duration = 2.5 if name == "paraformer" else 3  # which tells the exact length, the other only what it bills
+        assert (record["output_text"], record["duration"], record["bill"]) == (STRANGE_SPEECH, duration, "0.0012")
         assert record["usage"]["provider_request_id"] == task["task_id"]
         assert record["audio_info"]["sample_rate"] == 16000
         [transcript] = record["transcripts"]

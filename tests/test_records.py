@@ -3,20 +3,22 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import Database, migrate
 from app.errors import Throttled
-from app.models import Bill, Record, User
+from app.models import Bill, Record, Transcription, User
 from app.routers.presentation import show_amount
-from app.services.records import OpenRecord, Price, RecordService
+from app.services.records import OpenRecord, Price, RecordService, Status
 
 PRICE = Price("character", Decimal("0.0000286706"), "CNY")
 
@@ -258,3 +260,167 @@ async def test_two_hundred_writers_lose_nothing(database: Database, user_id: uui
 )
 def test_amounts_are_shown_half_up_to_four_places(amount: str, shown: str) -> None:
     assert show_amount(Decimal(amount)) == shown
+
+
+# ---- Tasks that are handed over
+
+
+def task_of(record: OpenRecord, user_id: uuid.UUID) -> Transcription:
+    """A task that the provider has just taken on."""
+    now = datetime.now(UTC)
+    return Transcription(
+        record_id=record.id,
+        user_id=user_id,
+        task_id="task",
+        key_fingerprint="-",
+        status="PENDING",
+        submitted_at=now,
+        checked_at=now,
+        next_check_at=now,
+    )
+
+
+async def opened(records: RecordService, user_id: uuid.UUID) -> OpenRecord:
+    """A record under way in this process."""
+    return OpenRecord(await records._open(user_id, "asr", "paraformer-v2", "{}", PRICE), PRICE)
+
+
+async def expire_leases(database: Database) -> None:
+    """Let the time pass that leases last, where there are any."""
+    expired = update(Record).where(Record.lease_expires_at.is_not(None))
+    async with database.transaction() as session:
+        await session.execute(expired.values(lease_expires_at=datetime.now(UTC) - timedelta(seconds=1)))
+
+
+async def test_a_lease_that_is_renewed_during_the_hand_over_does_not_come_back(
+    database: Database, user_id: uuid.UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = RecordService(database)
+    record = await opened(records, user_id)
+    written, committing = asyncio.Event(), asyncio.Event()
+    transaction = database.transaction
+
+    @asynccontextmanager
+    async def slow_to_commit() -> AsyncIterator[AsyncSession]:
+        async with transaction() as session:
+            yield session
+            await session.flush()
+            written.set()
+            await committing.wait()
+
+    monkeypatch.setattr(database, "transaction", slow_to_commit)
+    handing_over = asyncio.create_task(records.hand_over(record, task_of(record, user_id)))
+    await written.wait()
+    monkeypatch.setattr(database, "transaction", transaction)
+    renewing = asyncio.create_task(records._renew_leases())
+    await asyncio.sleep(0.1)
+    assert not renewing.done()
+    committing.set()
+    await asyncio.gather(handing_over, renewing)
+    await expire_leases(database)
+    assert await RecordService(database).settle_orphans() == 0
+    kept, _ = await only_record(database)
+    assert (kept.status, kept.lease_expires_at) == ("running", None)
+
+
+async def test_a_lease_that_is_renewed_after_the_hand_over_does_not_come_back(
+    database: Database, user_id: uuid.UUID
+) -> None:
+    records = RecordService(database)
+    record = await opened(records, user_id)
+    await records.hand_over(record, task_of(record, user_id))
+    records._live.add(record.id)  # as it is until the hand-over returns
+    await records._renew_leases()
+    await expire_leases(database)
+    assert await RecordService(database).settle_orphans() == 0
+    kept, _ = await only_record(database)
+    assert (kept.status, kept.lease_expires_at) == ("running", None)
+
+
+async def test_a_record_that_was_handed_over_has_no_lease_here_any_more(database: Database, user_id: uuid.UUID) -> None:
+    records = RecordService(database)
+    async with records.running(user_id, "asr", "paraformer-v2", "{}", PRICE) as record:
+        await records.hand_over(record, task_of(record, user_id))
+    assert records._live == set()
+    kept, bill = await only_record(database)
+    assert (kept.status, kept.finished_at, bill) == ("running", None, None)
+
+
+async def test_a_sweep_that_saw_the_lease_before_the_hand_over_comes_too_late(
+    database: Database, user_id: uuid.UUID
+) -> None:
+    owner, sweeper = RecordService(database), RecordService(database)
+    record = await opened(owner, user_id)
+    await expire_leases(database)
+    expired = Record.lease_expires_at < datetime.now(UTC)
+    await owner.hand_over(record, task_of(record, user_id))
+    assert not await sweeper.end(OpenRecord(record.id, PRICE, quantity=9), "interrupted", None, provided=expired)
+    kept, bill = await only_record(database)
+    assert (kept.status, bill) == ("running", None)
+
+
+async def test_a_swept_record_is_opened_again_by_its_hand_over(database: Database, user_id: uuid.UUID) -> None:
+    owner, sweeper = RecordService(database), RecordService(database)
+    record = await opened(owner, user_id)
+    await expire_leases(database)
+    assert await sweeper.settle_orphans() == 1
+    assert (await only_record(database))[0].status == "interrupted"
+    for _ in range(2):
+        await owner.hand_over(record, task_of(record, user_id))
+        kept, bill = await only_record(database)
+        assert (kept.status, kept.lease_expires_at, kept.finished_at, bill) == ("running", None, None, None)
+    assert await sweeper.settle_orphans() == 0
+    assert await sweeper.end(OpenRecord(record.id, PRICE, quantity=4), "succeeded", None)
+    kept, bill = await only_record(database)
+    assert (kept.status, kept.error, kept.error_message) == ("succeeded", None, None)
+    assert bill is not None
+    assert (bill.quantity, bill.estimated) == (4, False)
+
+
+async def test_a_hand_over_done_twice_is_one_task(database: Database, user_id: uuid.UUID) -> None:
+    records = RecordService(database)
+    record = await opened(records, user_id)
+    for _ in range(2):
+        await records.hand_over(record, task_of(record, user_id))
+    kept, bill = await only_record(database)
+    assert (kept.status, kept.lease_expires_at, bill) == ("running", None, None)
+    async with database.snapshot() as session:
+        assert await session.scalar(select(func.count()).select_from(Transcription)) == 1
+
+
+async def test_a_record_that_has_a_bill_is_not_opened_again(database: Database, user_id: uuid.UUID) -> None:
+    owner = RecordService(database)
+    record = await opened(owner, user_id)
+    await owner.foresee(record, 42)
+    await expire_leases(database)
+    assert await RecordService(database).settle_orphans() == 1
+    before, _ = await only_record(database)
+    await owner.hand_over(record, task_of(record, user_id))
+    after, bill = await only_record(database)
+    assert (after.status, after.finished_at) == ("interrupted", before.finished_at)
+    assert bill is not None
+    assert (bill.quantity, bill.estimated) == (42, True)
+
+
+@pytest.mark.parametrize("status", sorted({*get_args(Status)} - {"running", "interrupted"}))
+async def test_a_record_that_ended_otherwise_is_not_opened_again(
+    database: Database, user_id: uuid.UUID, status: Status
+) -> None:
+    records = RecordService(database)
+    record = await opened(records, user_id)
+    await records.end(record, status, None)
+    before, _ = await only_record(database)
+    await records.hand_over(record, task_of(record, user_id))
+    after, bill = await only_record(database)
+    assert (after.status, after.finished_at, bill) == (status, before.finished_at, None)
+
+
+async def test_the_hand_over_of_one_record_opens_no_other(database: Database, user_id: uuid.UUID) -> None:
+    records = RecordService(database)
+    swept, other = await opened(records, user_id), await opened(records, user_id)
+    await records.foresee(other, 42)
+    await expire_leases(database)
+    assert await RecordService(database).settle_orphans() == 2
+    await records.hand_over(swept, task_of(swept, user_id))
+    page = await records.history(user_id, 1, 10)
+    assert {record.id: record.status for record, _ in page.items} == {swept.id: "running", other.id: "interrupted"}
