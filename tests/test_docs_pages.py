@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -120,7 +121,9 @@ def test_redoc_shows_title_and_operations(backend: Server, page: Page, operation
         expect(heading).to_have_text(operation["summary"])
 
 
-def test_a_first_sentence_is_spoken_from_the_swagger_page(backend: Server, page: Page) -> None:
+def test_a_first_sentence_is_spoken_and_recognised_on_the_swagger_page(
+    backend: Server, page: Page, tmp_path: Path
+) -> None:
     registered = httpx.post(
         f"{backend.url}/api/auth/register", json={"username": USERNAME, "password": PASSWORD}, trust_env=False
     )
@@ -143,12 +146,21 @@ def test_a_first_sentence_is_spoken_from_the_swagger_page(backend: Server, page:
     assert audio.headers["content-type"] == "audio/mpeg"
     assert duration(audio.content, "mp3", 22050) == pytest.approx(speech["duration"], abs=0.1)
 
+    file = tmp_path / "speech.mp3"
+    file.write_bytes(audio.content)
+    assert run_example(page, "post", "/api/audio/asr/recognize", upload=file)["text"] == "你好，欢迎使用语音合成服务！"
 
-def run_example(page: Page, method: str, path: str) -> dict[str, Any]:
+
+def run_example(page: Page, method: str, path: str, *, upload: Path | None = None) -> dict[str, Any]:
     """Send an operation's example from the page as it stands there, and give the data that the page shows."""
     operation = page.locator(f".opblock-{method}").filter(has=page.locator(f"[data-path='{path}']"))
     operation.locator(".opblock-summary-control").click()
     operation.get_by_role("button", name="Try it out").click()
+    if upload is not None:
+        operation.locator(".body-param-content-type select, [aria-label='Request content type']").first.select_option(
+            "multipart/form-data"
+        )
+        operation.locator("input[type=file]").set_input_files(upload)
     operation.get_by_role("button", name="Execute").click()
     answer = operation.locator(".live-responses-table .response")
     expect(answer.locator(".response-col_status")).to_contain_text("200")

@@ -75,8 +75,16 @@ def _body() -> dict[str, Any]:
     """The two forms of the request, which FastAPI can't describe on one route by itself."""
     described = RecognitionRequest.model_json_schema()
     fields: dict[str, Any] = described["properties"]
-    file = {"type": "string", "format": "binary", "description": "音频文件（与 audio_url、audio_base64 三选一）"}
-    form = {"file": file, **{name: field for name, field in fields.items() if name != "audio_base64"}}
+    file = {"type": "string", "format": "binary", "description": "音频文件"}
+    # Swagger fills a field in with its default: one that is empty is not sent on.
+    left_out: dict[str, Any] = {"type": "string", "default": ""}
+    form = {
+        "model": fields["model"],
+        "file": file,
+        "language": {**left_out, "description": f"{fields['language']['description']}，例如 zh、en"},
+        "enable_itn": fields["enable_itn"],
+        "context": {**left_out, "description": fields["context"]["description"]},
+    }
     by_url = {
         "model": "qwen3-asr-flash",
         "audio_url": "https://your-bucket.oss-cn-beijing.aliyuncs.com/audio/input.mp3",
@@ -94,7 +102,7 @@ def _body() -> dict[str, Any]:
                     "Base64": {"summary": "音频放在请求里", "value": by_base64},
                 },
             },
-            "multipart/form-data": {"schema": {"type": "object", "required": ["model"], "properties": form}},
+            "multipart/form-data": {"schema": {"type": "object", "required": ["model", "file"], "properties": form}},
         },
     }
 
