@@ -164,8 +164,9 @@ class Transcription(Table):
 
     `status` and the times are what the provider said last; it was last asked at `checked_at`. `next_check_at` is when
     somebody has to ask again, and nothing once all is known. Who asks holds the claim, until it runs out. `misses`
-    counts the checks in a row that found no such task or no fit result, `key_fingerprint` names the key that it was
-    submitted with. The transcripts are JSON, large for long audio, and loaded by name only.
+    counts the checks in a row that brought nothing, `unknowns` those that knew of no such task, `unfits` the results
+    that were none; `key_fingerprint` names the key that it was submitted with. The transcripts are JSON, large for long
+    audio, and loaded by name only.
     """
 
     __tablename__ = "transcriptions"
@@ -187,6 +188,8 @@ class Transcription(Table):
     transcripts_with_words: Mapped[str | None] = mapped_column(Text, deferred=True)
     audio_info: Mapped[str | None] = mapped_column(Text)
     misses: Mapped[int] = mapped_column(Integer, default=0)
+    unknowns: Mapped[int] = mapped_column(Integer, default=0)
+    unfits: Mapped[int] = mapped_column(Integer, default=0)
     checked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     next_check_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     claimed_by: Mapped[uuid.UUID | None] = mapped_column(Uuid)

@@ -4,6 +4,7 @@ import sqlite3
 import uuid
 from typing import Any
 
+import httpx
 import pytest
 from jose import jwt
 
@@ -183,3 +184,11 @@ async def test_one_user_never_sees_another(backend: Server, sandbox: Sandbox, cr
     assert (await second.history())["total"] == 0
     assert [call["text"] for call in sandbox.calls(first.api_key)] == ["只有我知道"]
     assert sandbox.calls(second.api_key) == []
+
+
+async def test_a_login_form_in_a_slow_encoding_is_refused_unread(backend: Server) -> None:
+    field = b"--x\r\nContent-Disposition: form-data; name=username\r\n\r\n" + b"9" * 300_000 + b"\r\n--x--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x; charset=punycode"}
+    async with httpx.AsyncClient(base_url=backend.url, timeout=3, trust_env=False) as stranger:
+        answer = await stranger.post("/api/auth/token", content=field, headers=headers)
+    assert (answer.status_code, answer.json()["error"]) == (400, "INVALID_REQUEST")

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import gzip
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -119,7 +120,7 @@ async def test_exactly_one_source_is_taken(account: Account, sandbox: Sandbox) -
         ("application/json", b"[" * 100_000),
         ("application/json", b'{"model": "qwen3-asr-flash", "audio_url": "a\\ud800"}'),
         ("application/json", b'{"model": "qwen3-asr-flash", "audio_base64": "\xff"}'),
-        ("application/json", gzip.compress(json.dumps({"model": FLASH, "audio_url": PUBLIC_URL}).encode())),
+        ("application/json", gzip.compress(json.dumps({"model": FLASH, "audio_url": PUBLIC_URL}).encode(), mtime=0)),
     ],
 )
 async def test_bodies_of_another_kind_are_refused(
@@ -129,6 +130,42 @@ async def test_bodies_of_another_kind_are_refused(
     answer = await account.client.post(PATH, content=content, headers=headers)
     assert refusal(answer) == (400, "INVALID_REQUEST"), answer.text
     await refused_for_nothing(account, sandbox)
+
+
+@pytest.mark.parametrize("charset", ["punycode", "PunyCode", "utf-7", "undefined", "latin-1", "no-codec", '"utf-16"'])
+async def test_forms_in_other_charsets_are_refused_at_once(
+    account: Account, sandbox: Sandbox, backend: Server, charset: str
+) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n--x--\r\n'
+    headers = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
+    slow = part % (b"9" * 200_000)  # Punycode takes five seconds for it
+    asking = asyncio.create_task(account.client.post(PATH, content=slow, headers=headers))
+    async with httpx.AsyncClient(base_url=backend.url, trust_env=False) as other:
+        started = time.monotonic()
+        while not asking.done():
+            before = time.monotonic()
+            assert (await other.get("/health/live")).status_code == 200
+            assert time.monotonic() - before < 1
+    assert refusal(await asking) == (400, "INVALID_REQUEST")
+    assert "charset" in (await asking).json()["message"]
+    assert time.monotonic() - started < 2
+    await refused_for_nothing(account, sandbox)
+
+
+async def test_forms_in_utf_8_are_taken(account: Account) -> None:
+    form = (
+        b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\n%b\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="audio_url"\r\n\r\n%b\r\n--x--\r\n'
+    ) % (FLASH.encode(), PUBLIC_URL.encode())
+    for charset in ("utf-8", "UTF-8", '"utf8"'):
+        headers = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
+        assert data_of(await account.client.post(PATH, content=form, headers=headers))["text"] == STRANGE_SPEECH
+
+
+async def test_an_id_that_cannot_be_one_is_no_task(account: Account) -> None:
+    for task_id in ("abc%00def", "%ED%A0%80", "%FF", "%E4%BB%BB%E5%8A%A1", "abc%0Adef"):
+        for path in (f"/api/audio/asr/task/{task_id}", f"/api/audio/asr/task/{task_id}/subtitle"):
+            assert refusal(await account.client.get(path)) == (404, "TASK_NOT_FOUND"), path
 
 
 async def test_json_with_a_charset_is_json(account: Account) -> None:

@@ -32,6 +32,8 @@ def upgrade() -> None:
         sa.Column("transcripts_with_words", sa.Text(), nullable=True),
         sa.Column("audio_info", sa.Text(), nullable=True),
         sa.Column("misses", sa.Integer(), nullable=False),
+        sa.Column("unknowns", sa.Integer(), nullable=False),
+        sa.Column("unfits", sa.Integer(), nullable=False),
         sa.Column("checked_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("next_check_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("claimed_by", sa.Uuid(), nullable=True),

@@ -1,18 +1,21 @@
-"""The largest request body that is read at all."""
+"""Which request bodies are read at all."""
 
 from collections.abc import Mapping
 
+from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import AppError, AudioTooLarge, PayloadTooLarge
+from app.errors import AppError, AudioTooLarge, InvalidRequest, PayloadTooLarge
 from app.routers.failures import error_response
 
 
 class BodyLimit:
     """Refuses a declared size unread, and stops reading a body that turns out larger than allowed.
 
-    `uploads` gives the paths that take audio with their larger limits.
+    Forms in other encodings than UTF-8 are refused too: the fields would be decoded by whatever codec the client
+    names, and one of Python's takes minutes for a megabyte. `uploads` gives the paths that take audio with their larger
+    limits.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, uploads: Mapping[str, int]) -> None:
@@ -24,6 +27,10 @@ class BodyLimit:
         """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if not _is_in_utf8(scope):
+            refusal = InvalidRequest("表单的 charset 必须是 utf-8")
+            await error_response(refusal)(scope, receive, send)
             return
         max_bytes = self._uploads.get(scope["path"], self._max_bytes)
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
@@ -48,3 +55,9 @@ class BodyLimit:
         if scope["path"] in self._uploads:
             return AudioTooLarge(f"音频文件过大，整个请求不能超过 {max_bytes // 1024 // 1024} MB")
         return PayloadTooLarge(f"请求体过大，不能超过 {max_bytes} 字节")
+
+
+def _is_in_utf8(scope: Scope) -> bool:
+    types = [value for name, value in scope["headers"] if name == b"content-type"]
+    parsed = [parse_options_header(value) for value in types]
+    return all(options.get(b"charset", b"utf-8").lower() in {b"utf-8", b"utf8"} for _, options in parsed)

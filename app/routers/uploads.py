@@ -7,7 +7,6 @@ from typing import BinaryIO, TypeVar, cast
 from anyio import CapacityLimiter, to_thread
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
-from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -47,14 +46,11 @@ async def read_upload(
     InvalidRequest or RequestValidationError for what does not fit, InvalidAudio for what is no Base64, and Abandoned
     when the client leaves meanwhile.
     """
-    content_type, options = parse_options_header(request.headers.get("content-type"))
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
-        if content_type == b"multipart/form-data":
-            # Some of Python's codecs take minutes for a megabyte.
-            if options.get(b"charset", b"utf-8").lower() not in {b"utf-8", b"utf8"}:
-                raise InvalidRequest("表单的 charset 必须是 utf-8")
+        if content_type == "multipart/form-data":
             return await _read_form(request, fields)
-        if content_type == b"application/json":
+        if content_type == "application/json":
             async with Spool() as body:
                 async for chunk in request.stream():
                     await body.write(chunk)

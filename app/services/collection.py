@@ -161,9 +161,9 @@ class TaskCollector:
                 return _again_in(_interval_seconds(claimed)) | _told(report)
             case "UNKNOWN":
                 # Another key may belong to another account, which sees none of this one's tasks.
-                misses = task.misses + (credential.fingerprint == task.key_fingerprint)
-                if misses < UNKNOWN_BELIEVED and claimed.age < KEPT:
-                    return _again_after_miss(claimed, misses)
+                unknowns = task.unknowns + (credential.fingerprint == task.key_fingerprint)
+                if unknowns < UNKNOWN_BELIEVED and claimed.age < KEPT:
+                    return _again_after_miss(claimed, unknowns) | {"unknowns": unknowns}
                 await self._tasks.fail(claimed, report, claimed.opened, UpstreamNotFound(GONE))
             case "FAILED" if not report.is_silent:
                 record = claimed.opened
@@ -188,6 +188,7 @@ class TaskCollector:
             record.quantity = report.seconds
             # Should the result never come, this much is known to have been billed.
             await self._records.foresee(record, report.seconds)
+            claimed.record.expected_quantity = report.seconds
         try:
             kept = await self._fetch(claimed, credential, report)
         except AppError as error:
@@ -196,8 +197,10 @@ class TaskCollector:
             if claimed.age > KEPT:
                 raise
             is_unfit = isinstance(error, UpstreamError) and not isinstance(error, ConnectionLost)
-            if not is_unfit or misses < UNFIT_BELIEVED:
-                return _told(replace(report, status="RUNNING")) | _again_after_miss(claimed, misses)
+            unfits = claimed.task.unfits + is_unfit
+            if unfits < UNFIT_BELIEVED:
+                told = _told(replace(report, status="RUNNING"))
+                return told | _again_after_miss(claimed, misses) | {"unfits": unfits}
             await self._tasks.fail(claimed, report, record, error)
             return {}
         length_ms = kept.audio.duration_ms or kept.last_word_ms
@@ -246,4 +249,4 @@ def _told(report: TaskReport) -> dict[str, Any]:
     """What the provider said of a task that goes on."""
     times = {"submitted_at": report.submitted_at, "scheduled_at": report.scheduled_at}
     known = {name: moment for name, moment in times.items() if moment is not None}
-    return {"status": report.status, "misses": 0, **known}
+    return {"status": report.status, "misses": 0, "unknowns": 0, **known}

@@ -38,6 +38,7 @@ Status = Literal["running", "succeeded", "failed", "abandoned", "interrupted"]
 LEASE = timedelta(seconds=30)
 HEARTBEAT_SECONDS = 10.0
 SETTLE_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
+_REOPENED = {"status": "running", "lease_expires_at": None, "finished_at": None, "error": None, "error_message": None}
 # asyncpg's refused connections arrive as plain OSErrors.
 UNAVAILABLE = (SQLAlchemyError, OSError)
 
@@ -125,8 +126,9 @@ class RecordService:
         is_open = Record.status.in_(("running", "interrupted")) & ~exists().where(Bill.record_id == Record.id)
         release = update(Record).where(Record.id == record.id, is_open)
         async with self._database.transaction() as session:
-            await session.execute(release.values(status="running", lease_expires_at=None, finished_at=None))
-            await session.merge(task)
+            released = await session.execute(release.values(**_REOPENED).returning(Record.id))
+            if released.first() or not await session.get(Transcription, record.id):
+                await session.merge(task)
         record.handed_over = True
         self._live.discard(record.id)
 

@@ -159,8 +159,14 @@ class OpenTasks:
             try:
                 async with self._database.transaction() as session:
                     await session.execute(renewal)
-            except UNAVAILABLE as error:
-                log.warning("claim_not_renewed", record_id=claimed.record.id, error=type(error).__name__)
+            except Exception as error:
+                unexpected = not isinstance(error, UNAVAILABLE)
+                log.warning(
+                    "claim_not_renewed",
+                    record_id=claimed.record.id,
+                    error=type(error).__name__,
+                    exc_info=unexpected,
+                )
 
 
 def _is_free(now: datetime) -> ColumnElement[bool]:
