@@ -39,6 +39,10 @@ def _read_number(value: Any) -> int | None:
     return math.ceil(value) if is_count else None
 
 
+def _read_channel(value: Any) -> Any:
+    return 0 if value is None else value
+
+
 def _read_list(value: Any) -> Any:
     return () if value is None else value
 
@@ -80,7 +84,7 @@ class Transcript(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    channel_id: int = Field(default=0, description="音轨索引", examples=[0])
+    channel_id: Annotated[int, BeforeValidator(_read_channel)] = Field(default=0, description="音轨索引", examples=[0])
     text: Text = Field(default="", description="全文", examples=["今天天气还行吧。"])
     sentences: Annotated[tuple[Sentence, ...], BeforeValidator(_read_list)] = Field(default=(), description="句子列表")
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -33,6 +33,7 @@ from app.models import Bill, Record, Table, Transcription, User
 from app.ratelimit import RateLimiter
 from app.services.accounts import AccountService
 from app.services.collection import (
+    CHECKS_PER_USER,
     GONE,
     KEPT,
     LONGEST_INTERVAL_SECONDS,
@@ -43,7 +44,7 @@ from app.services.collection import (
 )
 from app.services.inflight import InFlight
 from app.services.records import OpenRecord, Price, RecordService
-from app.services.tasks import CLAIM, ClaimedTask, OpenTasks
+from app.services.tasks import CLAIM, ClaimedTask, DueTask, OpenTasks
 from app.services.transcription import TranscriptionService
 
 PRICE = Price("second", Decimal("0.0004"), "CNY")
@@ -74,13 +75,18 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await database.close()
 
 
-@pytest.fixture
-async def user_id(database: Database) -> uuid.UUID:
-    """Somebody whom tasks can belong to."""
+async def somebody(database: Database) -> uuid.UUID:
+    """A user whom tasks can belong to."""
     user = User(username="u", username_key=uuid.uuid4().hex, password_hash="-", created_at=datetime.now(UTC))
     async with database.transaction() as session:
         session.add(user)
     return user.id
+
+
+@pytest.fixture
+async def user_id(database: Database) -> uuid.UUID:
+    """The first of them."""
+    return await somebody(database)
 
 
 class Keys(AccountService):
@@ -108,6 +114,7 @@ class Provider(TranscriptionClient):
     result: bytes | Exception = RESULT
     silent: bool = False
     asked: int = 0
+    stalled: bool = False
     fetched: list[str] = field(default_factory=list)
 
     async def inspect(self, credential: Credential, task_id: str) -> TaskReport:
@@ -119,12 +126,14 @@ class Provider(TranscriptionClient):
             raise self.report
         return self.report
 
-    async def fetch(self, credential: Credential, url: str) -> bytes:
+    async def fetch(self, credential: Credential, url: str, take: Callable[[bytes], Awaitable[None]]) -> None:
         """Give a result file."""
         self.fetched.append(url)
+        while self.stalled:
+            await asyncio.sleep(3600)
         if isinstance(self.result, Exception):
             raise self.result
-        return self.result
+        await take(self.result)
 
 
 class Desk:
@@ -290,7 +299,7 @@ async def test_a_claim_runs_out_and_goes_to_another(desk: Desk, monkeypatch: pyt
     assert await desk.tasks.claim(record_id) is None
     assert await desk.tasks.due(10) == []
     await asyncio.sleep(0.35)
-    assert [due for due, _ in await desk.tasks.due(10)] == [record_id]
+    assert [due.record_id for due in await desk.tasks.due(10)] == [record_id]
     second = await desk.claim(record_id)
     assert second.token != first.token
     assert (await desk.task(record_id)).claimed_by == second.token
@@ -401,12 +410,13 @@ async def test_a_claim_that_was_lost_is_not_kept_up(desk: Desk, monkeypatch: pyt
 async def test_the_soonest_are_due_first(desk: Desk) -> None:
     third, first, second, last = [await desk.submit(due_in=seconds) for seconds in (30, -20, 0, 90)]
     due = await desk.tasks.due(3)
-    assert [record_id for record_id, _ in due] == [first, second, third]
-    for record_id, moment in due:
-        assert moment == (await desk.task(record_id)).next_check_at
+    assert [each.record_id for each in due] == [first, second, third]
+    for each in due:
+        assert each.due_at == (await desk.task(each.record_id)).next_check_at
     await desk.claim(first)
-    assert [record_id for record_id, _ in await desk.tasks.due(10)] == [second, third, last]
+    assert [each.record_id for each in await desk.tasks.due(10)] == [second, third, last]
     assert len(await desk.tasks.due(1)) == 1
+    assert await desk.tasks.due(10, without={desk.user_id}) == []
 
 
 async def test_what_has_ended_is_never_due(desk: Desk) -> None:
@@ -559,6 +569,24 @@ async def test_a_hand_over_that_is_repeated_after_the_end_changes_nothing(desk: 
     )
     await desk.records.hand_over(OpenRecord(record_id, PRICE), again)
     assert await desk.everything(record_id) == before
+
+
+@on_sqlite
+async def test_one_user_s_slow_results_leave_room_for_the_others(desk: Desk) -> None:
+    desk.provider.report, desk.provider.stalled = DONE, True
+    slow = [await desk.submit() for _ in range(CHECKS_PER_USER + 4)]
+    async with collecting(desk):
+        async with asyncio.timeout(10):
+            while len(desk.provider.fetched) < CHECKS_PER_USER:
+                await asyncio.sleep(0.01)
+        desk.provider.stalled = False
+        desk.user_id = await somebody(desk.database)
+        quick = await desk.submit()
+        async with asyncio.timeout(10):
+            while (await desk.task(quick)).status != "SUCCEEDED":
+                await asyncio.sleep(0.01)
+        assert len(desk.provider.fetched) == CHECKS_PER_USER + 1
+        assert {(await desk.task(each)).status for each in slow} == {"PENDING"}
 
 
 @on_sqlite
@@ -758,10 +786,10 @@ async def test_a_database_that_refuses_writes_makes_nobody_spin(
         async with transaction() as session:
             yield session
 
-    async def count(limit: int) -> list[tuple[int, datetime]]:
+    async def count(limit: int, without: Collection[uuid.UUID]) -> list[DueTask]:
         nonlocal rounds
         rounds += 1
-        return await due(limit)
+        return await due(limit, without)
 
     monkeypatch.setattr(desk.database, "transaction", refuse)
     monkeypatch.setattr(desk.tasks, "due", count)
@@ -775,7 +803,7 @@ async def test_a_database_that_refuses_writes_makes_nobody_spin(
 async def test_a_database_that_refuses_reads_makes_nobody_spin(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = 0
 
-    async def refuse(limit: int) -> list[tuple[int, datetime]]:
+    async def refuse(limit: int, without: Collection[uuid.UUID]) -> list[DueTask]:
         nonlocal rounds
         rounds += 1
         raise AWAY

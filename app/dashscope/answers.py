@@ -24,6 +24,8 @@ def understand(status: int, content: bytes) -> dict[str, Any]:
     failed, code, message = _find_failure(answer)
     if status < 300 and answer and (not failed or answer.get("output")):
         return answer
+    if not failed and read_object(answer.get("output")).get("task_status"):
+        return answer  # an unknown task may come with any status (§5.3)
     log.warning(
         "provider_refused",
         status=status,

@@ -3,8 +3,8 @@
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
@@ -92,10 +92,16 @@ class HttpClient:
 
         Raises ConnectionLost or UpstreamTimeout, and UpstreamError beyond `max_bytes`.
         """
+        async with self.stream(request) as answer:
+            return answer.status_code, b"".join([piece async for piece in pieces(answer, max_bytes)])
+
+    @asynccontextmanager
+    async def stream(self, request: httpx.Request) -> AsyncIterator[httpx.Response]:
+        """Send such a request, and read its answer piece by piece. Raises ConnectionLost or UpstreamTimeout."""
         with telling_what_broke():
             answer = await self._client.send(request, stream=True)
             try:
-                return answer.status_code, await _read(answer, max_bytes)
+                yield answer
             finally:
                 await answer.aclose()
 
@@ -144,10 +150,11 @@ def _held(content: bytes) -> StreamedBody:
     return StreamedBody(len(content), once)
 
 
-async def _read(answer: httpx.Response, max_bytes: int) -> bytes:
-    content = bytearray()
-    async for chunk in answer.aiter_raw():
-        content += chunk
-        if len(content) > max_bytes:
+async def pieces(answer: httpx.Response, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body of an answer as it comes. Raises UpstreamError beyond `max_bytes`."""
+    read = 0
+    async for piece in answer.aiter_raw():
+        read += len(piece)
+        if read > max_bytes:
             raise UpstreamError("百炼平台返回的内容过大")
-    return bytes(content)
+        yield piece

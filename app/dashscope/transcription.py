@@ -1,5 +1,7 @@
 """Long audio to text by asynchronous tasks (PROTOCOL §5)."""
 
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -11,7 +13,7 @@ import structlog
 from app.dashscope.answers import count, read_object, read_text
 from app.dashscope.credential import Credential
 from app.dashscope.hosts import require_provider_url
-from app.dashscope.http import HttpClient
+from app.dashscope.http import HttpClient, pieces
 from app.dashscope.uploads import RESOLVE_UPLOADS
 from app.errors import ConnectionLost, UpstreamError, UpstreamNotFound
 
@@ -102,19 +104,21 @@ class TranscriptionClient:
         except UpstreamNotFound:  # how it says so is not documented (§14)
             return TaskReport("UNKNOWN")
 
-    async def fetch(self, credential: Credential, url: str) -> bytes:
-        """Fetch a result file, from a host of the provider's only and without the key (§5.1).
+    async def fetch(self, credential: Credential, url: str, take: Callable[[bytes], Awaitable[None]]) -> None:
+        """Fetch a result file in pieces, from a host of the provider's only and without the key (§5.1).
 
         Raises UpstreamError when that will never do: another host, too large, a redirect; and ConnectionLost or
         UpstreamTimeout when it may do later.
         """
         request = self._http.build_request("GET", require_provider_url(url, credential))
-        status, content = await self._http.send(request, MAX_RESULT_BYTES)
-        if status >= 400:
-            raise ConnectionLost(f"转写结果暂时无法下载（HTTP {status}）")
-        if status != 200:
-            raise UpstreamError(f"转写结果无法下载（HTTP {status}）")
-        return content
+        async with self._http.stream(request) as answer:
+            if answer.status_code >= 400:
+                raise ConnectionLost(f"转写结果暂时无法下载（HTTP {answer.status_code}）")
+            if answer.status_code != 200:
+                raise UpstreamError(f"转写结果无法下载（HTTP {answer.status_code}）")
+            async with aclosing(pieces(answer, MAX_RESULT_BYTES)) as body:
+                async for piece in body:
+                    await take(piece)
 
 
 def compose(order: TranscriptionOrder, file_url: str) -> dict[str, Any]:
@@ -138,7 +142,7 @@ def read_report(answer: dict[str, Any]) -> TaskReport:
     output, usage = read_object(answer.get("output")), read_object(answer.get("usage"))
     results = output.get("results")
     parts = [each for each in results if isinstance(each, dict)] if isinstance(results, list) else []
-    done = next((each for each in parts if each.get("subtask_status") == "SUCCEEDED"), {})
+    done = next((each for each in parts if each.get("subtask_status", "SUCCEEDED") == "SUCCEEDED"), {})
     failed = next((each for each in parts if each.get("subtask_status") == "FAILED"), {})
     status, result = _status(output), read_object(output.get("result"))
     if status == "SUCCEEDED" and failed and not done:

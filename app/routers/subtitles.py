@@ -7,11 +7,10 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from app.computation import compute
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, enveloped, error_answers
 from app.routers.transcription import TaskId
-from app.subtitling import SubtitleFormat, render_subtitle
+from app.subtitling import SubtitleFormat
 
 CONTENT_TYPES: dict[SubtitleFormat, str] = {
     "srt": "application/x-subrip; charset=utf-8",
@@ -56,8 +55,7 @@ async def get_subtitle(
     channel_id: Annotated[int | None, Query(description="只要这个音轨；不填为全部音轨", ge=0)] = None,
 ) -> Response:
     """Lay a transcript out as subtitles."""
-    transcripts = await services.transcription.transcripts(user.id, task_id)
-    text = await compute(len(transcripts), render_subtitle, transcripts, format, channel_id)
+    text = await services.transcription.subtitle(user.id, task_id, format, channel_id)
     if format == "json":
         return enveloped(orjson.Fragment(text))
     headers = {

@@ -6,13 +6,16 @@ Every process runs a collector; claims keep them apart. A task ends together wit
 import asyncio
 import json
 import math
+import uuid
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import structlog
-from anyio import CancelScope, CapacityLimiter
+from anyio import CancelScope, CapacityLimiter, to_thread
 
 from app.completion import run_to_end
 from app.computation import compute
@@ -31,6 +34,7 @@ from app.ratelimit import RateLimiter
 from app.services.accounts import AccountService
 from app.services.inflight import InFlight
 from app.services.records import RecordService
+from app.services.spool import Spool
 from app.services.tasks import ClaimedTask, OpenTasks
 from app.transcripts import AudioInfo, Digest, Transcript, digest
 
@@ -43,8 +47,9 @@ FAILED_CHECK_SECONDS = 10.0
 NO_KEY_SECONDS = 60.0
 # The provider allows 20 per second and account (PROTOCOL §5.3), which may have other callers than us.
 QUERY_RATE = "8/second"
-CHECKS_AT_ONCE = 16
-FETCHES_AT_ONCE = 2  # a result can be as large as 64 MB
+CHECKS_AT_ONCE = 64
+CHECKS_PER_USER = 8  # one user's slow results leave room for everybody else's
+RESULTS_READ_AT_ONCE = 2  # each can be as large as 64 MB
 ROUND_SECONDS = 5.0
 INSPECTION_SECONDS = 40.0
 FETCH_SECONDS = 600.0
@@ -75,7 +80,8 @@ class TaskCollector:
         self._limiter = limiter
         self._in_flight = in_flight
         self._checking: dict[int, asyncio.Task[AppError | None]] = {}
-        self._fetching = CapacityLimiter(FETCHES_AT_ONCE)
+        self._reading = CapacityLimiter(RESULTS_READ_AT_ONCE)
+        self._busy: Counter[uuid.UUID] = Counter()
         self._awake = asyncio.Event()
 
     async def run(self) -> None:
@@ -115,12 +121,21 @@ class TaskCollector:
         if room <= 0 or self._in_flight.stopping:
             return ROUND_SECONDS
         now = datetime.now(UTC)
-        due = await self._tasks.due(room + 1)
-        for record_id, due_at in due:
-            if due_at > now:
-                return min(ROUND_SECONDS, (due_at - now).total_seconds())
-            self.check(record_id)
+        for task in await self._tasks.due(room + 1, without=self._users_at_their_limit()):
+            if task.due_at > now:
+                return min(ROUND_SECONDS, (task.due_at - now).total_seconds())
+            if task.user_id not in self._users_at_their_limit():
+                self._busy[task.user_id] += 1
+                self.check(task.record_id).add_done_callback(partial(self._leave, task.user_id))
         return ROUND_SECONDS
+
+    def _users_at_their_limit(self) -> set[uuid.UUID]:
+        return {user_id for user_id, checks in self._busy.items() if checks >= CHECKS_PER_USER}
+
+    def _leave(self, user_id: uuid.UUID, _: object) -> None:
+        self._busy[user_id] -= 1
+        if not self._busy[user_id]:
+            del self._busy[user_id]
 
     async def _check(self, record_id: int) -> AppError | None:
         claimed = await self._tasks.claim(record_id)
@@ -218,13 +233,15 @@ class TaskCollector:
             return digest(tuple(Transcript(channel_id=channel) for channel in channels), AudioInfo())
         if not report.result_url:
             raise UpstreamError("百炼平台没有给出转写结果的地址")
-        async with self._fetching:
+        async with Spool() as spool:
             try:
                 async with asyncio.timeout(FETCH_SECONDS):
-                    content = await self._client.fetch(credential, report.result_url)
+                    await self._client.fetch(credential, report.result_url, spool.write)
             except TimeoutError:
                 raise UpstreamTimeout from None
-            return await compute(len(content), digest_result, content)
+            async with self._reading:
+                content = await to_thread.run_sync(spool.read)
+                return await compute(len(content), digest_result, content)
 
     async def _give_up(self, claimed: ClaimedTask, failure: AppError) -> None:
         reason = UpstreamNotFound(f"未能取回转写结果：{failure.message}；实际费用以百炼账单为准")

@@ -29,3 +29,8 @@ class Spool:
             await to_thread.run_sync(self.file.write, chunk)
         else:
             self.file.write(chunk)
+
+    def read(self) -> bytes:
+        """All that was written; it may touch the disk: call it in a thread."""
+        self.file.seek(0)
+        return self.file.read()

@@ -6,11 +6,11 @@ its death. What a process writes without its claim, because it slept meanwhile, 
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from sqlalchemy import ColumnElement, exists, or_, select, update
@@ -26,6 +26,14 @@ log = structlog.get_logger(__name__)
 
 CLAIM = timedelta(seconds=30)
 CLAIM_RENEWAL_SECONDS = 10.0
+
+
+class DueTask(NamedTuple):
+    """A task that somebody has to ask about at a moment."""
+
+    record_id: int
+    user_id: uuid.UUID
+    due_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +73,21 @@ class OpenTasks:
         self._database = database
         self._records = records
 
-    async def due(self, limit: int) -> list[tuple[int, datetime]]:
-        """The next tasks that nobody asks about, with the moments when they are due, soonest first."""
+    async def due(self, limit: int, without: Collection[uuid.UUID] = ()) -> list[DueTask]:
+        """The next tasks that nobody asks about, soonest first, but for those of some users."""
         rows = (
-            select(Transcription.record_id, Transcription.next_check_at)
-            .where(Transcription.next_check_at.is_not(None), _is_free(datetime.now(UTC)))
+            select(Transcription.record_id, Transcription.user_id, Transcription.next_check_at)
+            .where(
+                Transcription.next_check_at.is_not(None),
+                Transcription.user_id.not_in(without),
+                _is_free(datetime.now(UTC)),
+            )
             .order_by(Transcription.next_check_at)
             .limit(limit)
         )
         async with self._database.snapshot() as session:
-            return [(record_id, due_at) for record_id, due_at in await session.execute(rows) if due_at is not None]
+            found = await session.execute(rows)
+        return [DueTask(record_id, user_id, due_at) for record_id, user_id, due_at in found if due_at is not None]
 
     async def claim(self, record_id: int) -> ClaimedTask | None:
         """Take the right to ask about a task; None when it has ended, or somebody else has the right."""

@@ -9,11 +9,13 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import structlog
+from anyio import CapacityLimiter
 from sqlalchemy import select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.catalog import PriceList
 from app.completion import run_to_end
+from app.computation import compute
 from app.dashscope import Credential, Submission, TranscriptionClient, TranscriptionOrder
 from app.database import Database
 from app.errors import AppError, InvalidApiKey, InvalidRequest, NoApiKey, NoTranscript, SealBroken, TaskNotFound
@@ -24,12 +26,17 @@ from app.services.delivery import MAX_FILE_BYTES, AudioDelivery, AudioUrl
 from app.services.inflight import InFlight
 from app.services.recognizers import require_recognizer
 from app.services.records import UNAVAILABLE, OpenRecord, Price, RecordService
+from app.subtitling import SubtitleFormat, render_subtitle
 
 log = structlog.get_logger(__name__)
 
 # Who polls more often is answered from what is known; who polls less often makes us ask, but does not wait long.
 FRESH = timedelta(seconds=2)
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 2.0
+# Subtitles of hours take seconds and much memory to lay out: few at once, and not again for the next who asks.
+SHORT_CHARS = 64 * 1024  # of JSON without words: ten minutes
+RENDERED_AT_ONCE = 2
+RENDERED_KEPT = 16
 HAND_OVER_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
 
 
@@ -83,6 +90,8 @@ class TranscriptionService:
         self._delivery = delivery
         self._collector = collector
         self._in_flight = in_flight
+        self._rendering = CapacityLimiter(RENDERED_AT_ONCE)
+        self._rendered: dict[tuple[int, SubtitleFormat, int | None], str] = {}
 
     async def submit(self, user_id: uuid.UUID, order: TranscriptionOrder, file_url: str) -> Submitted:
         """Hand a file over to the provider. Goes on to its end even if the caller does not wait for it.
@@ -110,15 +119,28 @@ class TranscriptionService:
             return task
         return replace(task, transcripts=await self._load(Transcription.transcripts, task))
 
-    async def transcripts(self, user_id: uuid.UUID, task_id: str) -> str:
-        """JSON of what was said on each track, with words where there are any.
+    async def subtitle(self, user_id: uuid.UUID, task_id: str, format: SubtitleFormat, channel_id: int | None) -> str:
+        """Lay the transcripts of a task out: a subtitle file, or a JSON list of cues.
 
-        Raises TaskNotFound, and NoTranscript until and unless the task succeeds.
+        Raises TaskNotFound, NoTranscript until and unless the task succeeds, and InvalidRequest for a channel that was
+        not transcribed.
         """
         task = await self.look(user_id, task_id)
         if task.transcripts is None:
             raise NoTranscript(task.record.error_message and f"任务失败，没有转写结果：{task.record.error_message}")
-        return await self._load(Transcription.transcripts_with_words, task) or task.transcripts
+        if len(task.transcripts) < SHORT_CHARS:
+            return await self._render(task, format, channel_id)
+        wanted = (task.record.id, format, channel_id)
+        async with self._rendering:
+            if wanted not in self._rendered:
+                self._rendered[wanted] = await self._render(task, format, channel_id)
+            while len(self._rendered) > RENDERED_KEPT:
+                del self._rendered[next(iter(self._rendered))]
+            return self._rendered[wanted]
+
+    async def _render(self, task: Task, format: SubtitleFormat, channel_id: int | None) -> str:
+        transcripts = await self._load(Transcription.transcripts_with_words, task) or task.transcripts or "[]"
+        return await compute(len(transcripts), render_subtitle, transcripts, format, channel_id)
 
     async def _submit(self, user_id: uuid.UUID, order: TranscriptionOrder, file_url: str) -> Submitted:
         model = require_recognizer(order.model, order.context, call_type="async")

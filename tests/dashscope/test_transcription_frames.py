@@ -277,6 +277,20 @@ async def test_a_task_that_is_not_found_is_unknown(provider: HttpProvider, trans
     assert await transcriber.inspect(provider.credential, "task-1") == TaskReport("UNKNOWN")
 
 
+@pytest.mark.parametrize("status", [200, 404])
+async def test_unknown_may_come_with_any_status(
+    provider: HttpProvider, transcriber: TranscriptionClient, status: int
+) -> None:
+    provider.expect(answers({"request_id": "r", "output": {"task_id": "task-1", "task_status": "UNKNOWN"}}, status))
+    assert (await transcriber.inspect(provider.credential, "task-1")).status == "UNKNOWN"
+
+
+def test_a_part_that_tells_no_status_is_taken_at_its_result() -> None:
+    parts = [{"file_url": AUDIO_URL, "transcription_url": RESULT_URL}]
+    report = read_report({"output": {"task_status": "SUCCEEDED", "results": parts}})
+    assert (report.status, report.result_url) == ("SUCCEEDED", RESULT_URL)
+
+
 @pytest.mark.parametrize("page", [b"", b"<html>"])
 async def test_a_gateway_knows_nothing_of_tasks(
     provider: HttpProvider, transcriber: TranscriptionClient, page: bytes
@@ -619,6 +633,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "null properties": changed(CAPTURED_FILE, "properties", None),
     "no properties": without(CAPTURED_FILE, "properties"),
     "empty properties": changed(CAPTURED_FILE, "properties", {}),
+    "null channel": changed(DOCUMENTED_FILE, "transcripts.0.channel_id", None),
     "no channel": without(DOCUMENTED_FILE, "transcripts.0.channel_id"),
     "no words": without(DOCUMENTED_FILE, f"{SENTENCE}.words"),
     "null words": changed(DOCUMENTED_FILE, f"{SENTENCE}.words", None),
@@ -778,6 +793,17 @@ def test_any_file_is_a_result_or_an_error_of_ours(content: bytes) -> None:
 # ---- Fetching
 
 
+async def fetched(transcriber: TranscriptionClient, credential: Credential, url: str) -> bytes:
+    """The whole of a result file."""
+    taken: list[bytes] = []
+
+    async def take(piece: bytes) -> None:
+        taken.append(piece)
+
+    await transcriber.fetch(credential, url, take)
+    return b"".join(taken)
+
+
 def at(provider: HttpProvider, path: str = RESULT_PATH) -> str:
     return provider.url + path
 
@@ -785,7 +811,7 @@ def at(provider: HttpProvider, path: str = RESULT_PATH) -> str:
 async def test_a_result_is_fetched_without_the_key(provider: HttpProvider, transcriber: TranscriptionClient) -> None:
     provider.expect(answers(CAPTURED_FILE))
     inside = replace(provider.credential, workspace="ws-1")
-    assert json.loads(await transcriber.fetch(inside, at(provider))) == CAPTURED_FILE
+    assert json.loads(await fetched(transcriber, inside, at(provider))) == CAPTURED_FILE
     (request,) = provider.requests
     assert (request.method, request.target) == ("GET", RESULT_PATH)
     assert request.header("Authorization") is None
@@ -800,7 +826,7 @@ async def test_a_result_in_a_bucket_is_always_fetched_over_tls(
 ) -> None:
     async with respx.mock() as router:
         route = router.route(host="dashscope-result-bj.oss-cn-beijing.aliyuncs.com").respond(json=DOCUMENTED_FILE)
-        result = await transcriber.fetch(provider.credential, RESULT_URL.replace("https", scheme, 1))
+        result = await fetched(transcriber, provider.credential, RESULT_URL.replace("https", scheme, 1))
     assert json.loads(result) == DOCUMENTED_FILE
     request = route.calls.last.request
     assert (request.url.scheme, request.url.port) == ("https", None)
@@ -829,7 +855,7 @@ async def test_nobody_else_is_asked_for_a_result(
     async with respx.mock(assert_all_called=False) as router:
         route = router.route().respond(json=DOCUMENTED_FILE)
         with pytest.raises(UpstreamError):
-            await transcriber.fetch(provider.credential, url)
+            await fetched(transcriber, provider.credential, url)
     assert not route.called
 
 
@@ -838,7 +864,7 @@ async def test_an_address_that_cannot_be_called_is_an_error_of_ours(
     provider: HttpProvider, transcriber: TranscriptionClient, path: str
 ) -> None:
     with pytest.raises(UpstreamError):
-        await transcriber.fetch(provider.credential, at(provider, path))
+        await fetched(transcriber, provider.credential, at(provider, path))
 
 
 @pytest.mark.parametrize("status", [201, 204, 206, 301, 302, 307, 400, 401, 403, 404, 429, 500, 503])
@@ -846,7 +872,7 @@ async def test_only_200_brings_a_result(provider: HttpProvider, transcriber: Tra
     body = b"" if status == 204 else json.dumps(CAPTURED_FILE).encode()
     provider.expect(answers(body, status, location=at(provider, "/elsewhere")))
     with pytest.raises(UpstreamError, match=str(status)) as refused:
-        await transcriber.fetch(provider.credential, at(provider))
+        await fetched(transcriber, provider.credential, at(provider))
     assert type(refused.value) is (ConnectionLost if status >= 400 else UpstreamError)  # that may pass, this not
     assert len(provider.requests) == 1
 
@@ -857,10 +883,10 @@ async def test_a_result_beyond_the_limit_is_not_read(
     content = json.dumps(CAPTURED_FILE).encode()
     provider.expect(answers(content), answers(content))
     monkeypatch.setattr("app.dashscope.transcription.MAX_RESULT_BYTES", len(content))
-    await transcriber.fetch(provider.credential, at(provider))
+    await fetched(transcriber, provider.credential, at(provider))
     monkeypatch.setattr("app.dashscope.transcription.MAX_RESULT_BYTES", len(content) - 1)
     with pytest.raises(UpstreamError):
-        await transcriber.fetch(provider.credential, at(provider))
+        await fetched(transcriber, provider.credential, at(provider))
 
 
 async def test_a_result_may_be_larger_than_an_answer(
@@ -868,7 +894,7 @@ async def test_a_result_may_be_larger_than_an_answer(
 ) -> None:
     monkeypatch.setattr("app.dashscope.http.MAX_ANSWER_BYTES", 100)
     provider.expect(answers(CAPTURED_FILE))
-    await transcriber.fetch(provider.credential, at(provider))
+    await fetched(transcriber, provider.credential, at(provider))
 
 
 @pytest.mark.parametrize(
@@ -884,7 +910,7 @@ async def test_a_broken_fetch_has_its_own_error(provider: HttpProvider, act: Act
     provider.expect(act)
     async with provider.client(silence_seconds=0.3) as http:
         with pytest.raises(AppError) as broken:
-            await TranscriptionClient(http).fetch(provider.credential, at(provider))
+            await fetched(TranscriptionClient(http), provider.credential, at(provider))
     assert type(broken.value) is error
 
 
