@@ -77,6 +77,8 @@ async def _read_form(request: Request, fields: type[Fields]) -> tuple[Fields, Au
     except BaseException:
         await form.close()
         raise
+    if not isinstance(audio, AudioFile):
+        await form.close()  # of a file under another name
     return values, audio
 
 

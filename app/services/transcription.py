@@ -3,7 +3,6 @@
 import asyncio
 import json
 import uuid
-from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -149,14 +148,13 @@ class TranscriptionService:
         credential = await self._accounts.credential(user_id)
         price = Price("second", self._prices.per_second[order.model], self._prices.currency)
         audio = AudioUrl(file_url, "file_url")
-        with closing(audio):
-            async with (
-                self._delivery.admitted(user_id, audio, MAX_FILE_BYTES, None) as admitted,
-                self._records.running(user_id, "asr", order.model, _describe(order, file_url), price) as record,
-                self._delivery.addressed(credential, order.model, admitted) as address,
-            ):
-                submission = await self._client.submit(credential, order, address)
-                await run_to_end(self._hand_over(user_id, credential, record, submission))
+        async with (
+            self._delivery.admitted(user_id, audio, MAX_FILE_BYTES, None) as admitted,
+            self._records.running(user_id, "asr", order.model, _describe(order, file_url), price) as record,
+            self._delivery.addressed(credential, order.model, admitted) as address,
+        ):
+            submission = await self._client.submit(credential, order, address)
+            await run_to_end(self._hand_over(user_id, credential, record, submission))
         self._collector.wake()
         return Submitted(record.id, submission.task_id, submission.status)
 
