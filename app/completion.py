@@ -1,4 +1,4 @@
-"""Work that must reach its end although its caller is cancelled meanwhile."""
+"""Work that must reach its end although its caller is cancelled, and work that must end when it is cancelled."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -25,3 +25,10 @@ async def run_to_end(work: Coroutine[Any, Any, Result]) -> Result:
     if cancellation is not None:
         raise cancellation
     return result
+
+
+async def end_by_cancelling(task: asyncio.Task[Any]) -> None:
+    """Cancel a task, and wait until it is done; some libraries swallow a cancellation on Python 3.11."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=1)

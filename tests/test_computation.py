@@ -140,6 +140,7 @@ async def test_hours_of_speech_do_not_stall_the_event_loop() -> None:
 
 async def test_hours_of_speech_do_not_stall_the_server(account: Account, backend: Server, sandbox: Sandbox) -> None:
     waits: list[float] = []
+    log_before = len(backend.log)
 
     async def visit() -> None:
         async with httpx.AsyncClient(base_url=backend.url, trust_env=False) as other:
@@ -164,5 +165,4 @@ async def test_hours_of_speech_do_not_stall_the_server(account: Account, backend
     assert answer.text == f"{TEXT}\n" * SENTENCES
     assert len(waits) > 50
     assert max(waits) < 2 * LONGEST_GAP_SECONDS
-    assert "task_check_broke" not in backend.log
-    assert "request_failed" not in backend.log
+    assert "Traceback" not in backend.log[log_before:]

@@ -4,7 +4,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -402,6 +402,27 @@ async def test_a_claim_that_was_lost_is_not_kept_up(desk: Desk, monkeypatch: pyt
     async with desk.tasks.kept(stale[0]), desk.tasks.kept(stale[1]):
         await asyncio.sleep(0.2)
     assert [await desk.everything(taken), await desk.everything(ended)] == before
+
+
+async def test_a_keeper_who_does_not_hear_ends_all_the_same(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.services.tasks.CLAIM_RENEWAL_SECONDS", 0.01)
+    transaction, deaf = desk.database.transaction, 2
+
+    @asynccontextmanager
+    async def not_hearing() -> AsyncIterator[AsyncSession]:
+        nonlocal deaf
+        while deaf:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+            deaf -= 1
+        async with transaction() as session:
+            yield session
+
+    claimed = await desk.claim(await desk.submit())
+    monkeypatch.setattr(desk.database, "transaction", not_hearing)
+    async with asyncio.timeout(10), desk.tasks.kept(claimed):
+        await asyncio.sleep(0.1)
+    assert deaf == 0
 
 
 # ---- Which are due

@@ -1,5 +1,6 @@
 """What a provider error means to our client, and whether asking again is harmless (DESIGN §5, PROTOCOL §11)."""
 
+import random
 import re
 
 from app.errors import (
@@ -19,6 +20,7 @@ from app.errors import (
 )
 
 THROTTLE_RETRY_AFTER_SECONDS = 5
+RETRY_BASE_SECONDS = 0.5
 MAX_PROVIDER_MESSAGE_CHARS = 200
 
 _INVALID_MODEL = {"ModelNotFound", "model_not_found", "Model.AccessDenied", "AccessDenied.Unpurchased"}
@@ -103,6 +105,11 @@ def explain(code: str, message: str, status: int = 0) -> AppError:
 def may_retry(error: AppError, *, accepted: bool) -> bool:
     """Whether the same call may be made again: only when the provider surely did not take it on."""
     return not accepted and isinstance(error, ConnectionLost | HandshakeTimeout | Throttled)
+
+
+def backoff_seconds(attempt: int) -> float:
+    """Exponential, and spread by chance, so that callers throttled together do not return together."""
+    return RETRY_BASE_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311
 
 
 def _is_throttle(code: str, message: str) -> bool:

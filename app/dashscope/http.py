@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import structlog
 
 from app.dashscope.answers import understand
 from app.dashscope.credential import Credential
-from app.dashscope.failures import may_retry
+from app.dashscope.failures import backoff_seconds, may_retry
 from app.errors import (
     AppError,
     ConnectionLost,
@@ -29,7 +28,6 @@ from app.errors import (
 log = structlog.get_logger(__name__)
 
 MAX_ATTEMPTS = 4
-RETRY_BASE_SECONDS = 0.5
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 KEPT_CONNECTIONS = 64
 # Gateways drop idle connections after 60 s and more; ours go long before, so that a call rarely meets a dead one.
@@ -124,7 +122,7 @@ class HttpClient:
                 if attempt >= attempts or not may_retry(error, accepted=accepted):
                     raise
                 log.info("provider_retry", attempt=attempt, error=type(error).__name__)
-                await asyncio.sleep(RETRY_BASE_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5))  # noqa: S311
+                await asyncio.sleep(backoff_seconds(attempt))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
 

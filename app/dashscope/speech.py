@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -12,7 +11,7 @@ import structlog
 from anyio import CancelScope
 
 from app.dashscope.credential import Credential
-from app.dashscope.failures import may_retry
+from app.dashscope.failures import backoff_seconds, may_retry
 from app.dashscope.frames import SpeechParameters
 from app.dashscope.pool import ConnectionPool
 from app.dashscope.speech_task import SpeechTask, Usage
@@ -21,7 +20,6 @@ from app.errors import Abandoned, AppError, ConnectionLost
 log = structlog.get_logger(__name__)
 
 MAX_ATTEMPTS = 4
-RETRY_BASE_SECONDS = 0.5
 
 
 class Interruption:
@@ -137,7 +135,7 @@ class SpeechClient:
                 was_dead = task is not None and task.connection.reused and isinstance(error, ConnectionLost)
                 needs_turn = not was_dead
                 if not was_dead:
-                    await asyncio.sleep(_backoff_seconds(attempt))
+                    await asyncio.sleep(backoff_seconds(attempt))
             else:
                 return task
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -173,8 +171,3 @@ class SpeechClient:
             self._pool.release(task.connection)
         else:
             self._pool.discard(task.connection)
-
-
-def _backoff_seconds(attempt: int) -> float:
-    """Exponential, and spread by chance, so that callers throttled together do not return together."""
-    return RETRY_BASE_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311

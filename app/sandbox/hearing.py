@@ -40,8 +40,8 @@ class NotDecodable(Exception):
 class Speech:
     """From where to where a channel holds speech, in milliseconds."""
 
-    begin: int
-    end: int
+    begin_ms: int
+    end_ms: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,13 @@ class Word:
 
     text: str
     punctuation: str
-    begin: int
-    end: int
+    begin_ms: int
+    end_ms: int
 
     def as_json(self) -> dict[str, object]:
         return {
-            "begin_time": self.begin,
-            "end_time": self.end,
+            "begin_time": self.begin_ms,
+            "end_time": self.end_ms,
             "text": self.text,
             "punctuation": self.punctuation,
         }
@@ -42,19 +42,21 @@ class Sentence:
     words: tuple[Word, ...]
 
     @property
-    def begin(self) -> int:
-        return self.words[0].begin
+    def begin_ms(self) -> int:
+        return self.words[0].begin_ms
 
     @property
-    def end(self) -> int:
-        return self.words[-1].end
+    def end_ms(self) -> int:
+        return self.words[-1].end_ms
 
 
 def spread(text: str, speech: Speech, *, at_commas: bool) -> list[Sentence]:
     """`text` spread evenly over `speech`, cut at full stops and, if told so, at commas."""
     matches = list(_WORD.finditer(text))
     if not matches:
-        return [Sentence(text.strip(), (Word(text.strip(), "", speech.begin, speech.end),))] if text.strip() else []
+        return (
+            [Sentence(text.strip(), (Word(text.strip(), "", speech.begin_ms, speech.end_ms),))] if text.strip() else []
+        )
     starts = [0, *(match.start() for match in matches[1:])]
     ends = [*starts[1:], len(text)]
     letters = sum(len(match[0]) for match in matches)
@@ -63,10 +65,10 @@ def spread(text: str, speech: Speech, *, at_commas: bool) -> list[Sentence]:
     words: list[Word] = []
     sentence_start = spoken = 0
     for match, start, end in zip(matches, starts, ends, strict=True):
-        begin = speech.begin + (speech.end - speech.begin) * spoken // letters
+        begin = speech.begin_ms + (speech.end_ms - speech.begin_ms) * spoken // letters
         spoken += len(match[0])
         punctuation = "".join(text[match.end() : end].split())
-        word_end = speech.begin + (speech.end - speech.begin) * spoken // letters
+        word_end = speech.begin_ms + (speech.end_ms - speech.begin_ms) * spoken // letters
         words.append(Word(text[start : match.end()].strip(), punctuation, begin, word_end))
         if end == len(text) or ends_of_sentence & set(text[match.end() : end]):
             sentences.append(Sentence(text[sentence_start:end].strip(), tuple(words)))

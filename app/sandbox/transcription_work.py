@@ -59,8 +59,8 @@ def _filetrans(url: str, order: TranscriptionOrder, heard: Heard, tracks: dict[i
     def written(number: int, sentence: Sentence) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "sentence_id": number,
-            "begin_time": sentence.begin,
-            "end_time": sentence.end,
+            "begin_time": sentence.begin_ms,
+            "end_time": sentence.end_ms,
             "language": language,
             "emotion": "neutral",
             "text": sentence.text,
@@ -89,8 +89,8 @@ def _paraformer(url: str, order: TranscriptionOrder, heard: Heard, tracks: dict[
 
     def written(number: int, sentence: Sentence) -> dict[str, Any]:
         entry: dict[str, Any] = {
-            "begin_time": sentence.begin,
-            "end_time": sentence.end,
+            "begin_time": sentence.begin_ms,
+            "end_time": sentence.end_ms,
             "text": sentence.text,
             "sentence_id": number,
         }
@@ -102,7 +102,7 @@ def _paraformer(url: str, order: TranscriptionOrder, heard: Heard, tracks: dict[
     billed = 0
     for channel, speech in spoken.items():
         sentences = spread(heard.text, speech, at_commas=False)
-        length = speech.end - speech.begin
+        length = speech.end_ms - speech.begin_ms
         billed += math.ceil(length / 1000)
         transcripts.append(
             {

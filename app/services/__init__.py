@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from anyio import CapacityLimiter
 
 from app.catalog import PriceList, load_prices
+from app.completion import end_by_cancelling
 from app.dashscope import (
     ConnectionPool,
     Credential,
@@ -90,7 +91,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         accounts = AccountService(settings, database, signer, sealer, limiter, pool, speech)
         records = RecordService(database)
         leases = asyncio.create_task(records.keep_leases())
-        resources.push_async_callback(_cancelled, leases)
+        resources.push_async_callback(end_by_cancelling, leases)
         in_flight = InFlight()
         resources.push_async_callback(in_flight.drain)
         synthesis = SynthesisService(settings, prices, accounts, records, speech, storage, in_flight)
@@ -101,7 +102,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         tasks = TranscriptionClient(http)
         collector = TaskCollector(OpenTasks(database, records), accounts, records, tasks, limiter, in_flight)
         collecting = asyncio.create_task(collector.run())
-        resources.push_async_callback(_cancelled, collecting)
+        resources.push_async_callback(end_by_cancelling, collecting)
         transcription = TranscriptionService(prices, database, accounts, records, tasks, delivery, collector, in_flight)
         yield Services(
             settings=settings,
@@ -116,8 +117,3 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             transcription=transcription,
             decoding=CapacityLimiter(BODIES_DECODED_AT_ONCE),
         )
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import structlog
 from sqlalchemy import ColumnElement, exists, or_, select, update
 
+from app.completion import end_by_cancelling
 from app.dashscope import TaskReport
 from app.database import Database
 from app.errors import AppError
@@ -111,8 +112,7 @@ class OpenTasks:
         try:
             yield
         finally:
-            keeping.cancel()
-            await asyncio.wait([keeping])
+            await end_by_cancelling(keeping)
 
     async def put_back(self, claimed: ClaimedTask, changes: dict[str, Any]) -> None:
         """Give the right back, and note what is to be known by whoever asks next."""
@@ -166,12 +166,15 @@ class OpenTasks:
                 await session.execute(ending)
 
     async def _keep(self, claimed: ClaimedTask) -> None:
+        """Renew the claim until it is ours no more."""
         while True:
             await asyncio.sleep(CLAIM_RENEWAL_SECONDS)
             renewal = update(Transcription).where(claimed.is_mine).values(claimed_until=datetime.now(UTC) + CLAIM)
             try:
                 async with self._database.transaction() as session:
-                    await session.execute(renewal)
+                    renewed = await session.scalar(renewal.returning(Transcription.record_id))
+                if renewed is None:
+                    return
             except Exception as error:
                 unexpected = not isinstance(error, UNAVAILABLE)
                 log.warning(

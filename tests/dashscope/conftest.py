@@ -13,7 +13,7 @@ from tests.dashscope.speaker import Speaker
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for a retry, or for a dead peer to answer a close."""
-    monkeypatch.setattr("app.dashscope.speech.RETRY_BASE_SECONDS", 0.002)
+    monkeypatch.setattr("app.dashscope.failures.RETRY_BASE_SECONDS", 0.002)
     monkeypatch.setattr("app.dashscope.pool.CLOSE_SECONDS", 0.2)
 
 

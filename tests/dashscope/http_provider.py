@@ -106,7 +106,7 @@ class HttpProvider:
         server = await asyncio.start_server(converse, "127.0.0.1")
         async with server:
             provider.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-            with patch("app.dashscope.http.RETRY_BASE_SECONDS", 0.002):
+            with patch("app.dashscope.failures.RETRY_BASE_SECONDS", 0.002):
                 yield provider
             for conversation in conversations:
                 conversation.cancel()

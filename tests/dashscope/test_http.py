@@ -620,7 +620,7 @@ async def test_attempts_come_ever_later(
         waited.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr("app.dashscope.http.RETRY_BASE_SECONDS", 0.5)
+    monkeypatch.setattr("app.dashscope.failures.RETRY_BASE_SECONDS", 0.5)
     monkeypatch.setattr("app.dashscope.http.asyncio.sleep", note)
     provider.expect(*[throttles] * MAX_ATTEMPTS)
     await failure_of(http, provider.credential)
@@ -633,7 +633,7 @@ async def test_attempts_come_ever_later(
 async def test_a_caller_who_leaves_between_attempts_ends_them(
     provider: HttpProvider, http: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.dashscope.http.RETRY_BASE_SECONDS", 60)
+    monkeypatch.setattr("app.dashscope.failures.RETRY_BASE_SECONDS", 60)
     throttled = asyncio.Event()
 
     async def throttle(line: Line) -> None:

@@ -109,7 +109,7 @@ async def test_nothing_is_asked_again_once_the_text_was_accepted(
 async def test_a_caller_who_leaves_between_attempts_ends_them(
     provider: Provider, speaker: Speaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.dashscope.speech.RETRY_BASE_SECONDS", 60)
+    monkeypatch.setattr("app.dashscope.failures.RETRY_BASE_SECONDS", 60)
     throttled = asyncio.Event()
 
     async def script(call: Call) -> None:
