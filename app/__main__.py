@@ -66,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="how long a transcription takes (default %(default)s)",
     )
+    sandbox.add_argument(
+        "--voice-seconds",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="how long a cloned voice is being made (default %(default)s)",
+    )
     sandbox.set_defaults(run=_sandbox)
 
     migrate = commands.add_parser("migrate", help="bring the database of DATABASE_URL to a revision")
@@ -116,7 +123,10 @@ def _sandbox(options: argparse.Namespace) -> int:
 
     _require_free(options.host, options.port)
     sandbox = SandboxOptions(
-        realtime=options.realtime, rate_limit_per_second=options.rate_limit, task_seconds=options.task_seconds
+        realtime=options.realtime,
+        rate_limit_per_second=options.rate_limit,
+        task_seconds=options.task_seconds,
+        voice_seconds=options.voice_seconds,
     )
     serve(sandbox, options.host, options.port)
     return 0

@@ -29,6 +29,7 @@ AppError
 ├── UpstreamError           502 UPSTREAM_ERROR
 │   ├── ConnectionLost          the connection to the provider broke
 │   │   └── Unreachable             none came up; no work was accepted
+│   ├── UnclearAnswer           an answer that does not tell whether the work was done
 │   ├── UpstreamNotFound        the provider knows nothing of this name
 │   └── StorageError            the object store refused or could not be reached
 ├── NotReady                503 NOT_READY: the database or the store does not answer
@@ -262,6 +263,12 @@ class Unreachable(ConnectionLost):
     """No connection to the provider came up; no work was accepted."""
 
     default_message = "无法连接百炼平台，请稍后重试"
+
+
+class UnclearAnswer(UpstreamError):
+    """The provider, or a gateway in front of it, answered without telling whether the work was done."""
+
+    default_message = "百炼平台返回了无法识别的响应，请稍后重试"
 
 
 class UpstreamNotFound(UpstreamError):

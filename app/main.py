@@ -9,7 +9,20 @@ from fastapi_offline import FastAPIOffline
 
 from app.memory import return_large_blocks
 from app.observability import Metrics, RequestContext, configure_logs
-from app.routers import auth, health, history, media, pages, recognition, speech, subtitles, transcription, users
+from app.routers import (
+    auth,
+    health,
+    history,
+    media,
+    pages,
+    recognition,
+    speech,
+    subtitles,
+    system_voices,
+    transcription,
+    users,
+    voices,
+)
 from app.routers.body_limit import BodyLimit
 from app.routers.envelope import describe_errors_as_answered
 from app.routers.failures import AnswerUnexpected, add_failure_handlers
@@ -20,13 +33,14 @@ from app.settings import Settings
 MAX_BODY_BYTES = 1024 * 1024
 
 _DESCRIPTION = """\
-自托管的 AI 语音后端：用每个用户自己的百炼 API Key 合成与识别语音，保存结果，并记录每次调用的费用。
+自托管的 AI 语音后端：用每个用户自己的百炼 API Key 合成与识别语音、复刻声音，保存结果，并记录每次调用的费用。
 
 1. `POST /api/auth/register` 注册；
 2. 点击右上角 **Authorize**，填写用户名与密码登录；
 3. `PUT /api/user/apikey` 保存百炼 API Key；
 4. `POST /api/audio/tts/synthesize` 合成语音，用返回的 `audio_url` 播放；
-5. `POST /api/audio/asr/recognize` 识别短音频，`POST /api/audio/asr/transcribe` 转写长音频。
+5. `POST /api/audio/asr/recognize` 识别短音频，`POST /api/audio/asr/transcribe` 转写长音频；
+6. `POST /api/audio/voice/create` 用一段录音复刻声音，`GET /api/audio/voice/system` 查看系统音色。
 
 所有 JSON 响应的格式都是 `{"code", "message", "data"}`；出错时另有 `error` 错误码。
 每个响应都带 `X-Request-Id`，反馈问题时请附上。
@@ -56,13 +70,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         swagger_ui_parameters={"displayRequestDuration": True},
     )
     app.state.metrics = metrics
-    for routes in (auth, users, speech, recognition, transcription, subtitles, history, health, pages):
+    audio = (speech, recognition, transcription, subtitles, system_voices, voices, history)
+    for routes in (auth, users, *audio, health, pages):
         app.include_router(routes.router)
     if settings.storage == "local":
         app.include_router(media.router)
     add_failure_handlers(app)
     describe_errors_as_answered(app)
-    uploads = {recognition.PATH: recognition.MAX_BODY_BYTES}
+    uploads = {recognition.PATH: recognition.MAX_BODY_BYTES, f"{voices.PREFIX}/": voices.MAX_BODY_BYTES}
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=uploads)
     app.add_middleware(AnswerUnexpected)
     app.add_middleware(

@@ -19,6 +19,7 @@ from sqlalchemy import (
     String,
     Text,
     TypeDecorator,
+    UniqueConstraint,
     Uuid,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -125,8 +126,9 @@ class Record(Table):
     `status` starts as `running` and ends, once, as `succeeded`, `failed`, `abandoned` (the client left) or
     `interrupted` (we died). `unit_price` is the price per unit that the call was opened with, `expected_quantity`
     what the work that was handed over will count in all. `lease_expires_at` is renewed by the living process that
-    works on the record; when it has passed, nobody does. A transcription that the provider has taken on has no lease:
-    whichever process looks after it next ends its record. `output_data` is JSON of whatever else was found out.
+    works on the record; when it has passed, nobody does. A transcription that the provider has taken on has no lease,
+    nor has the making of a voice: whichever process looks after it next ends its record. `output_data` is JSON of
+    whatever else was found out.
     """
 
     __tablename__ = "records"
@@ -146,7 +148,6 @@ class Record(Table):
     output_key: Mapped[str | None] = mapped_column(String(512))
     output_text: Mapped[str | None] = mapped_column(Text)
     output_data: Mapped[str | None] = mapped_column(Text)
-    voice_id: Mapped[str | None] = mapped_column(String(128))
     duration_ms: Mapped[int | None] = mapped_column(Integer)
     unit: Mapped[str] = mapped_column(String(16))
     unit_price: Mapped[Decimal] = mapped_column(Money)
@@ -159,14 +160,33 @@ class Record(Table):
     lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
-class Transcription(Table):
+class Watched:
+    """What is looked after at the provider, by any process: the columns that arrange who asks, and when.
+
+    It was last asked at `checked_at`. `next_check_at` is when somebody has to ask again, and nothing once all is known.
+    Who asks holds the claim, until it runs out. `misses` counts the checks in a row that brought nothing.
+    """
+
+    record_id: Mapped[int] = mapped_column(ForeignKey("records.id", ondelete="RESTRICT"), primary_key=True)
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="RESTRICT"))
+    misses: Mapped[int] = mapped_column(Integer, default=0)
+    checked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    next_check_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    claimed_by: Mapped[uuid.UUID | None] = mapped_column(Uuid)
+    claimed_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    @property
+    def provider_name(self) -> str | None:
+        """What the provider calls it, for the bill."""
+        return None
+
+
+class Transcription(Watched, Table):
     """A task at the provider, looked after until its record has an end; then the transcripts are kept here.
 
-    `status` and the times are what the provider said last; it was last asked at `checked_at`. `next_check_at` is when
-    somebody has to ask again, and nothing once all is known. Who asks holds the claim, until it runs out. `misses`
-    counts the checks in a row that brought nothing, `unknowns` those that knew of no such task, `unfits` the results
-    that were none; `key_fingerprint` names the key that it was submitted with. The transcripts are JSON, large for long
-    audio, and loaded by name only.
+    `status` and the times are what the provider said last. `unknowns` counts the checks that knew of no such task,
+    `unfits` the results that were none; `key_fingerprint` names the key that it was submitted with. The transcripts are
+    JSON, large for long audio, and loaded by name only.
     """
 
     __tablename__ = "transcriptions"
@@ -175,8 +195,6 @@ class Transcription(Table):
         Index("ix_transcriptions_next_check_at", "next_check_at"),
     )
 
-    record_id: Mapped[int] = mapped_column(ForeignKey("records.id", ondelete="RESTRICT"), primary_key=True)
-    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="RESTRICT"))
     task_id: Mapped[str] = mapped_column(String(PROVIDER_ID_CHARS))
     key_fingerprint: Mapped[str] = mapped_column(String(64))
     status: Mapped[str] = mapped_column(String(16))
@@ -187,13 +205,90 @@ class Transcription(Table):
     transcripts: Mapped[str | None] = mapped_column(Text, deferred=True)
     transcripts_with_words: Mapped[str | None] = mapped_column(Text, deferred=True)
     audio_info: Mapped[str | None] = mapped_column(Text)
-    misses: Mapped[int] = mapped_column(Integer, default=0)
     unknowns: Mapped[int] = mapped_column(Integer, default=0)
     unfits: Mapped[int] = mapped_column(Integer, default=0)
-    checked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    next_check_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    @property
+    def provider_name(self) -> str | None:
+        """The task's id."""
+        return self.task_id
+
+
+class Enrollment(Watched, Table):
+    """The making of a voice: from before the provider is asked until the voice is ready or rejected.
+
+    Until its answer is here, `voice_id` is empty, and `voices_before` (JSON) are the voices of that prefix that there
+    were when it was asked, so that the new one is told from them should the answer be lost: `lost_at`. `digest` names
+    the same order of the same sample. Then `status` follows the voice, since `followed_since`.
+    """
+
+    __tablename__ = "enrollments"
+    __table_args__ = (
+        Index("ix_enrollments_next_check_at", "next_check_at"),
+        Index("ix_enrollments_account_target_model_prefix", "account", "target_model", "prefix"),
+        UniqueConstraint("account", "voice_id"),
+    )
+
+    account: Mapped[str] = mapped_column(String(64))
+    target_model: Mapped[str] = mapped_column(String(64))
+    prefix: Mapped[str] = mapped_column(String(16))
+    digest: Mapped[str] = mapped_column(String(64))
+    voices_before: Mapped[str] = mapped_column(Text)
+    lost_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    voice_id: Mapped[str | None] = mapped_column(String(PROVIDER_ID_CHARS))
+    status: Mapped[str | None] = mapped_column(String(16))
+    followed_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Voice(Table):
+    """A cloned voice of an account at the provider, as it was last seen there: at `seen_at`, by whatever call.
+
+    One that we deleted stays as `deleted_at` for a while, because the provider's list may still name it.
+    """
+
+    __tablename__ = "voices"
+
+    account: Mapped[str] = mapped_column(String(64), primary_key=True)
+    voice_id: Mapped[str] = mapped_column(String(PROVIDER_ID_CHARS), primary_key=True)
+    target_model: Mapped[str] = mapped_column(String(64))
+    prefix: Mapped[str] = mapped_column(String(64))
+    status: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    modified_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class VoiceListing(Table):
+    """When an account's voices were last listed at the provider, and who lists them now."""
+
+    __tablename__ = "voice_listings"
+
+    account: Mapped[str] = mapped_column(String(64), primary_key=True)
+    listed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     claimed_by: Mapped[uuid.UUID | None] = mapped_column(Uuid)
     claimed_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class VoiceSample(Table):
+    """A recorded voice in our store, which only the provider may hear. It is removed once `remove_at` has passed.
+
+    Until its voice is known to exist, that is soon: what a crash leaves behind goes away by itself. `record_id` is that
+    of the voice's making; samples that it was updated with have none.
+    """
+
+    __tablename__ = "voice_samples"
+    __table_args__ = (
+        Index("ix_voice_samples_account_voice_id", "account", "voice_id"),
+        Index("ix_voice_samples_remove_at", "remove_at"),
+    )
+
+    key: Mapped[str] = mapped_column(String(512), primary_key=True)
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="RESTRICT"))
+    record_id: Mapped[int | None] = mapped_column(ForeignKey("records.id", ondelete="RESTRICT"), unique=True)
+    account: Mapped[str] = mapped_column(String(64))
+    voice_id: Mapped[str | None] = mapped_column(String(PROVIDER_ID_CHARS))
+    remove_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class Bill(Table):

@@ -4,8 +4,8 @@ Strangers upload these files, so FFmpeg gets a short leash: it sees the bytes of
 file or address, it has a few containers and audio codecs to choose from, no picture is decoded, and time, streams,
 channels and memory are bounded. Everything blocks: call it in a thread.
 
-MP4 (m4a, mp4, mov, 3gp) is left out on purpose: 20 KB of it can claim tables that take FFmpeg gigabytes of memory. To
-take it, probe in a process of its own whose memory is limited.
+MP4 (m4a, mp4, mov, 3gp) is no part of RECOGNIZABLE on purpose: 20 KB of it can claim tables that take FFmpeg gigabytes
+of memory. Name M4A only in a process of its own whose memory is limited, as app.samples does.
 """
 
 import os
@@ -13,13 +13,14 @@ import re
 import struct
 import time
 from array import array
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
 from typing import BinaryIO
 
 import av
+from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
@@ -37,6 +38,7 @@ _DEMUXERS: Mapping[str, str] = MappingProxyType(
         "avi": "avi",
         "flac": "flac",
         "flv": "flv",
+        "m4a": "mov",
         "mkv": "matroska",
         "mp3": "mp3",
         "mpeg": "mpeg,mpegts,mp3",
@@ -48,8 +50,12 @@ _DEMUXERS: Mapping[str, str] = MappingProxyType(
         "wmv": "asf",
     }
 )
-RECOGNIZABLE: frozenset[str] = frozenset(_DEMUXERS)
+M4A = "m4a"
+"""MP4, for `probe` in a confined process only."""
+RECOGNIZABLE: frozenset[str] = frozenset(_DEMUXERS) - {M4A}
 """The containers that the provider's recognition takes, all of which can be probed."""
+# What begins as one of these is tried as nothing else.
+_SEALED = frozenset({"wav", M4A})
 
 # Without a picture; with one, audio/... becomes video/....
 _CONTENT_TYPES: Mapping[str, str] = MappingProxyType(
@@ -60,6 +66,7 @@ _CONTENT_TYPES: Mapping[str, str] = MappingProxyType(
         "avi": "video/x-msvideo",
         "flac": "audio/flac",
         "flv": "video/x-flv",
+        "m4a": "audio/mp4",
         "mkv": "audio/x-matroska",
         "mp3": "audio/mpeg",
         "mpeg": "audio/mpeg",
@@ -80,6 +87,7 @@ _DECODERS = (
     "pcm_alaw,pcm_mulaw,pcm_bluray,pcm_dvd,pcm_f32be,pcm_f32le,pcm_f64be,pcm_f64le,pcm_s8,pcm_u8,pcm_s16be,pcm_s16le,"
     "pcm_u16be,pcm_u16le,pcm_s24be,pcm_s24le,pcm_s32be,pcm_s32le"
 )
+_M4A_DECODERS = "aac,alac"
 
 PADDING_MS = 100  # encoders round up to whole frames: a clip cut to the limit may come out a little longer
 PROBE_SECONDS = 5.0
@@ -88,6 +96,7 @@ MAX_CHANNELS = 8
 MAX_SAMPLE_RATE = 384_000
 MAX_TAGS = 8
 TAG_HEADER_BYTES = 10
+HEAD_BYTES = 512
 HINT_BYTES = 32_768
 # An ID3v2 tag may hold pictures deflated a thousandfold, which FFmpeg inflates wherever a tag can be.
 _TAG = re.compile(rb"ID3[\x02-\x04].{2}[\x00-\x7f]{4}", re.DOTALL)
@@ -98,7 +107,7 @@ class Recording:
     """Audio that really decodes: what it is wrapped in, how it is coded, how long it plays."""
 
     container: str
-    """A name of RECOGNIZABLE, fit as a file suffix; Ogg that holds Opus is `opus`, MPEG layers 1 and 2 are `mpeg`."""
+    """RECOGNIZABLE or M4A, fit as a file suffix; Ogg that holds Opus is `opus`, MPEG layers 1 and 2 are `mpeg`."""
     content_type: str
     """The MIME type for a data URI; video/... only where there is a moving picture."""
     codec: str
@@ -108,35 +117,42 @@ class Recording:
     channels: int
 
 
-def probe(source: BinaryIO, *, containers: Collection[str], max_ms: int | None = None) -> Recording:
+def probe(
+    source: BinaryIO,
+    *,
+    containers: Collection[str],
+    max_ms: int | None = None,
+    listen: Callable[[AudioFrame], None] | None = None,
+) -> Recording:
     """Tell what a file holds by decoding it, as far as `max_ms` if that is given.
 
-    `containers` are names of RECOGNIZABLE. The duration is that of the samples a player would play, whatever the
-    headers say; PCM in WAV is measured by the bytes that are there, without reading them.
+    `containers` are names of RECOGNIZABLE, or M4A where memory is limited. The duration is that of the samples a
+    player would play, whatever the headers say; PCM in WAV is measured by the bytes that are there, and read only for
+    `listen`, which is given all that decodes.
     Blocks for PROBE_SECONDS at most, not counting the last read: call it in a thread. Keeps a few megabytes in
     memory. The source stays open, at no position in particular.
 
     Raises InvalidAudio for everything that is no audio in one of these containers or takes too long to decode, and
     AudioTooLong for what plays longer than `max_ms`, give or take PADDING_MS.
     """
-    wav = read_wav(source)
-    view = _View(source, wav, time.monotonic() + PROBE_SECONDS)
+    view = _View(source, read_wav(source), time.monotonic() + PROBE_SECONDS)
     if not view.size:
         raise InvalidAudio("音频文件为空，请重新上传")
     try:
-        with _open(view, wav is not None, containers) as opened:
-            return _examine(opened, view, wav, containers, max_ms)
+        with _open(view, containers) as opened:
+            return _examine(opened, view, containers, max_ms, listen)
     except av.error.FFmpegError as error:
         _require_time(view)
         raise _unrecognized(view, containers) from error
 
 
-def _open(view: "_View", is_wav: bool, containers: Collection[str]) -> InputContainer:
+def _open(view: "_View", containers: Collection[str]) -> InputContainer:
     """Open with FFmpeg on its leash; what it does not recognize raises FFmpegError."""
-    demuxers = {_DEMUXERS[name] for name in containers if (name == "wav") == is_wav}
+    candidates = {view.sealed} if view.sealed else RECOGNIZABLE - _SEALED
+    demuxers = {_DEMUXERS[name] for name in candidates.intersection(containers)}
     leash = {
         "format_whitelist": ",".join(sorted(demuxers)) or "none",
-        "codec_whitelist": _DECODERS,
+        "codec_whitelist": _decoders(view),
         "protocol_whitelist": "",
         "max_streams": str(MAX_STREAMS),
     }
@@ -145,14 +161,18 @@ def _open(view: "_View", is_wav: bool, containers: Collection[str]) -> InputCont
 
 
 def _examine(
-    opened: InputContainer, view: "_View", wav: Wav | None, containers: Collection[str], max_ms: int | None
+    opened: InputContainer,
+    view: "_View",
+    containers: Collection[str],
+    max_ms: int | None,
+    listen: Callable[[AudioFrame], None] | None,
 ) -> Recording:
     stream = opened.streams.best("audio")
     if not isinstance(stream, AudioStream):
         raise InvalidAudio("文件中没有音轨，请上传含有声音的文件")
     decoder = getattr(stream.codec_context, "name", None)  # there is no context where FFmpeg has no decoder
-    if decoder not in _DECODERS.split(","):
-        raise InvalidAudio("不支持该音频编码，请转换为 mp3 或 wav 后重新上传")
+    if decoder not in _decoders(view).split(","):
+        raise InvalidAudio(f"不支持该音频编码{f'（{decoder}）' if decoder else ''}，请转换为 mp3 或 wav 后重新上传")
     if not (0 < stream.sample_rate <= MAX_SAMPLE_RATE and 0 < stream.channels <= MAX_CHANNELS):
         raise InvalidAudio(
             f"采样率或声道数不受支持（最高 {MAX_SAMPLE_RATE} Hz、{MAX_CHANNELS} 声道），请转换后重新上传"
@@ -165,8 +185,8 @@ def _examine(
     for other in opened.streams:
         if other.index != stream.index:
             other.discard = Discard.all
-    pcm_bytes = wav.data_bytes if wav and codec.startswith("pcm_") else None
-    duration_ms = _measure_ms(opened, stream, view, pcm_bytes, max_ms)
+    pcm_bytes = view.wav.data_bytes if view.wav and codec.startswith("pcm_") else None
+    duration_ms = _measure_ms(opened, stream, view, pcm_bytes, max_ms, listen)
     if duration_ms is None:
         raise _unrecognized(view, containers)
     content_type = _CONTENT_TYPES[container]
@@ -180,12 +200,18 @@ def _examine(
     )
 
 
+def _decoders(view: "_View") -> str:
+    return _M4A_DECODERS if view.sealed == M4A else _DECODERS
+
+
 def _container(demuxer: str, codec: str, has_picture: bool, view: "_View") -> str:
     match demuxer:
         case "asf":
             return "wmv" if has_picture else "wma"
         case "matroska,webm":
             return "webm" if view.begins_as_webm() else "mkv"
+        case "mov,mp4,m4a,3gp,3g2,mj2":
+            return M4A
         case "mp3":
             return "mp3" if codec == "mp3" else "mpeg"
         case "mpegts":
@@ -196,9 +222,14 @@ def _container(demuxer: str, codec: str, has_picture: bool, view: "_View") -> st
 
 
 def _measure_ms(
-    opened: InputContainer, stream: AudioStream, view: "_View", pcm_bytes: int | None, max_ms: int | None
+    opened: InputContainer,
+    stream: AudioStream,
+    view: "_View",
+    pcm_bytes: int | None,
+    max_ms: int | None,
+    listen: Callable[[AudioFrame], None] | None,
 ) -> int | None:
-    """Decode and add up, or with the size of all PCM decode the beginning only. None when it does not decode.
+    """Decode and add up, or with the size of all PCM judge by the beginning. None when it does not decode.
 
     Packets that fail are skipped, but must be the smaller part: frame headers also turn up in what is no audio.
     """
@@ -212,15 +243,19 @@ def _measure_ms(
             failed += 1
             continue
         decoded += 1
-        duration_ms += sum(frame.samples * 1000 / frame.sample_rate for frame in frames)
-        if frames and pcm_bytes is not None:
+        if pcm_bytes is None:
+            duration_ms += sum(frame.samples * 1000 / frame.sample_rate for frame in frames)
+        elif frames and not duration_ms:
             frame_bytes = packet.size // sum(frame.samples for frame in frames)
             duration_ms = pcm_bytes // frame_bytes * 1000 / stream.sample_rate
         if max_ms is not None and duration_ms > max_ms + PADDING_MS:
             raise AudioTooLong(
                 f"音频时长至少 {duration_ms / 1000:.1f} 秒，超过 {max_ms / 1000:g} 秒的限制，请剪短后重新上传"
             )
-        if frames and pcm_bytes is not None:
+        if listen is not None:
+            for frame in frames:
+                listen(frame)
+        elif frames and pcm_bytes is not None:
             break
     _require_time(view)
     return round(duration_ms) if duration_ms and failed < decoded else None
@@ -244,6 +279,8 @@ def _require_time(view: "_View") -> None:
 
 
 def _unrecognized(view: "_View", containers: Collection[str]) -> InvalidAudio:
+    if view.sealed in containers:
+        return InvalidAudio(f"{view.sealed} 文件已损坏或不完整，没有可播放的声音，请重新导出后上传")
     supported = "、".join(sorted(containers))
     if _resembles_pcm(view.middle()):
         return InvalidAudio(f"无法识别音频格式；如果是裸 PCM 数据，请封装为 WAV 后上传。支持的格式：{supported}")
@@ -267,6 +304,7 @@ class _View:
     """
 
     def __init__(self, source: BinaryIO, wav: Wav | None, deadline: float) -> None:
+        self.wav = wav
         self._source = source
         self._deadline = deadline
         self._position = 0
@@ -278,6 +316,8 @@ class _View:
             self._head = _wav_head(wav)
             self._start = wav.data.start - len(self._head)
             self.size = len(self._head) + wav.data_bytes
+        self.sealed = "wav" if wav else M4A if is_mp4(read_head(source)) else None
+        """What this is tried as and nothing else, if it is one of _SEALED."""
 
     @property
     def is_over(self) -> bool:
@@ -318,6 +358,17 @@ class _View:
         """Bytes from the middle, beginning at an even offset."""
         self.seek(max(0, self.size - HINT_BYTES) // 4 * 2)
         return self.read(HINT_BYTES)
+
+
+def read_head(source: BinaryIO) -> bytes:
+    """The first bytes behind the tags in front: what containers are known by."""
+    source.seek(_skip_tags(source))
+    return source.read(HEAD_BYTES)
+
+
+def is_mp4(head: bytes) -> bool:
+    """Whether a file that begins like this is MP4, of whatever kind."""
+    return head[4:8] == b"ftyp"
 
 
 def _wav_head(wav: Wav) -> bytes:

@@ -84,6 +84,21 @@ class Sandbox(Server):
         requests: list[dict[str, Any]] = httpx.get(f"{self.url}/_sandbox/requests").json()
         return [request for request in requests if api_key in {None, request["api_key"]}]
 
+    def add_voices(
+        self, api_key: str, target_model: str = "cosyvoice-v3-flash", prefix: str = "mine", **fields: Any
+    ) -> list[str]:
+        """Have voices at the provider that were made elsewhere with the same key; the oldest first."""
+        made = {"api_key": api_key, "target_model": target_model, "prefix": prefix, **fields}
+        voice_ids: list[str] = (
+            httpx.post(f"{self.url}/_sandbox/voices", json=made).raise_for_status().json()["voice_ids"]
+        )
+        return voice_ids
+
+    def voices(self, api_key: str) -> list[dict[str, Any]]:
+        """The voices that the provider has of an account; the oldest first."""
+        voices: list[dict[str, Any]] = httpx.get(f"{self.url}/_sandbox/voices", params={"api_key": api_key}).json()
+        return voices
+
     @contextmanager
     def faults(self, **faults: Any) -> Iterator[None]:
         """Let things go wrong inside the block."""

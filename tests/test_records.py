@@ -242,8 +242,9 @@ async def test_two_hundred_writers_lose_nothing(database: Database, user_id: uui
     await asyncio.gather(*(one() for _ in range(200)))
     page = await records.history(user_id, 2, 50)
     assert page.total == 200
-    assert [record.id for record, _ in page.items] == sorted((record.id for record, _ in page.items), reverse=True)
-    assert {amount for _, amount in page.items} == {PRICE.per_unit}
+    ids = [call.record.id for call in page.items]
+    assert ids == sorted(ids, reverse=True)
+    assert {call.amount for call in page.items} == {PRICE.per_unit}
 
 
 @pytest.mark.parametrize(
@@ -412,8 +413,8 @@ async def test_records_that_ended_otherwise_are_not_opened_again(database: Datab
         record = OpenRecord(record_id, PRICE)
         await records.hand_over(record, task_of(record, user_id))
     page = await records.history(user_id, 1, 10)
-    assert {record.id: record.status for record, _ in page.items} == ended
-    assert all(record.finished_at for record, _ in page.items)
+    assert {call.record.id: call.record.status for call in page.items} == ended
+    assert all(call.record.finished_at for call in page.items)
 
 
 async def test_the_hand_over_of_one_record_opens_no_other(database: Database, user_id: uuid.UUID) -> None:
@@ -423,4 +424,4 @@ async def test_the_hand_over_of_one_record_opens_no_other(database: Database, us
     assert await RecordService(database).settle_orphans() == 2
     await records.hand_over(swept, task_of(swept, user_id))
     page = await records.history(user_id, 1, 10)
-    assert {record.id: record.status for record, _ in page.items} == {swept.id: "running", other.id: "interrupted"}
+    assert {call.record.id: call.record.status for call in page.items} == {swept.id: "running", other.id: "interrupted"}

@@ -32,19 +32,19 @@ from app.errors import (
 from app.models import Bill, Record, Table, Transcription, User
 from app.ratelimit import RateLimiter
 from app.services.accounts import AccountService
+from app.services.claims import CLAIM, DueRow
 from app.services.collection import (
-    CHECKS_PER_USER,
     GONE,
     KEPT,
     LONGEST_INTERVAL_SECONDS,
-    NO_KEY_SECONDS,
     UNFIT_BELIEVED,
     UNKNOWN_BELIEVED,
     TaskCollector,
 )
 from app.services.inflight import InFlight
 from app.services.records import OpenRecord, Price, RecordService
-from app.services.tasks import CLAIM, ClaimedTask, DueTask, OpenTasks
+from app.services.rounds import CHECKS_PER_USER, NO_KEY_SECONDS
+from app.services.tasks import ClaimedTask, OpenTasks
 from app.services.transcription import TranscriptionService
 
 PRICE = Price("second", Decimal("0.0004"), "CNY")
@@ -280,7 +280,7 @@ async def test_of_twenty_who_claim_at_once_one_gets_it(desk: Desk) -> None:
     others = [OpenTasks(desk.database, desk.records) for _ in range(20)]
     [claimed] = [each for each in await asyncio.gather(*(other.claim(record_id) for other in others)) if each]
     task = await desk.task(record_id)
-    assert (task.claimed_by, claimed.task.task_id, claimed.record.id) == (claimed.token, task.task_id, record_id)
+    assert (task.claimed_by, claimed.row.task_id, claimed.record.id) == (claimed.token, task.task_id, record_id)
     assert task.claimed_until is not None
     assert timedelta(0) < task.claimed_until - datetime.now(UTC) <= CLAIM
 
@@ -288,12 +288,12 @@ async def test_of_twenty_who_claim_at_once_one_gets_it(desk: Desk) -> None:
 async def test_a_claim_is_of_one_task_only(desk: Desk) -> None:
     first, second = await desk.submit(), await desk.submit()
     await desk.claim(first)
-    assert (await desk.claim(second)).task.record_id == second
+    assert (await desk.claim(second)).row.record_id == second
     assert await desk.tasks.claim(first + second + 1) is None
 
 
 async def test_a_claim_runs_out_and_goes_to_another(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.services.tasks.CLAIM", timedelta(seconds=0.3))
+    monkeypatch.setattr("app.services.claims.CLAIM", timedelta(seconds=0.3))
     record_id = await desk.submit()
     first = await desk.claim(record_id)
     assert await desk.tasks.claim(record_id) is None
@@ -351,7 +351,7 @@ async def test_two_who_believe_that_it_is_theirs_make_one_end(desk: Desk) -> Non
 
 
 async def test_a_claim_is_kept_up_while_the_work_lasts(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.services.tasks.CLAIM_RENEWAL_SECONDS", 0.02)
+    monkeypatch.setattr("app.services.claims.CLAIM_RENEWAL_SECONDS", 0.02)
     claimed = await desk.claim(await desk.submit())
     record_id = claimed.record.id
     moments = [(await desk.task(record_id)).claimed_until]
@@ -369,7 +369,7 @@ async def test_a_claim_is_kept_up_while_the_work_lasts(desk: Desk, monkeypatch: 
 
 
 async def test_a_claim_is_kept_up_through_a_failing_database(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.services.tasks.CLAIM_RENEWAL_SECONDS", 0.02)
+    monkeypatch.setattr("app.services.claims.CLAIM_RENEWAL_SECONDS", 0.02)
     claimed = await desk.claim(await desk.submit())
     before = (await desk.task(claimed.record.id)).claimed_until
     failures: list[Exception] = [AWAY, ConnectionRefusedError()]
@@ -392,7 +392,7 @@ async def test_a_claim_is_kept_up_through_a_failing_database(desk: Desk, monkeyp
 
 
 async def test_a_claim_that_was_lost_is_not_kept_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.services.tasks.CLAIM_RENEWAL_SECONDS", 0.02)
+    monkeypatch.setattr("app.services.claims.CLAIM_RENEWAL_SECONDS", 0.02)
     taken, ended = await desk.submit(), await desk.submit()
     stale = [await desk.claim(taken), await desk.claim(ended)]
     await desk.expire_claims()
@@ -405,7 +405,7 @@ async def test_a_claim_that_was_lost_is_not_kept_up(desk: Desk, monkeypatch: pyt
 
 
 async def test_a_keeper_who_does_not_hear_ends_all_the_same(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.services.tasks.CLAIM_RENEWAL_SECONDS", 0.01)
+    monkeypatch.setattr("app.services.claims.CLAIM_RENEWAL_SECONDS", 0.01)
     transaction, deaf = desk.database.transaction, 2
 
     @asynccontextmanager
@@ -807,7 +807,7 @@ async def test_a_database_that_refuses_writes_makes_nobody_spin(
         async with transaction() as session:
             yield session
 
-    async def count(limit: int, without: Collection[uuid.UUID]) -> list[DueTask]:
+    async def count(limit: int, without: Collection[uuid.UUID]) -> list[DueRow]:
         nonlocal rounds
         rounds += 1
         return await due(limit, without)
@@ -824,7 +824,7 @@ async def test_a_database_that_refuses_writes_makes_nobody_spin(
 async def test_a_database_that_refuses_reads_makes_nobody_spin(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = 0
 
-    async def refuse(limit: int, without: Collection[uuid.UUID]) -> list[DueTask]:
+    async def refuse(limit: int, without: Collection[uuid.UUID]) -> list[DueRow]:
         nonlocal rounds
         rounds += 1
         raise AWAY
@@ -862,7 +862,7 @@ async def test_a_process_that_ends_gives_its_claims_back(desk: Desk, how: str) -
 
 @on_sqlite
 async def test_a_claim_lasts_as_long_as_the_provider_thinks(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.services.tasks.CLAIM_RENEWAL_SECONDS", 0.02)
+    monkeypatch.setattr("app.services.claims.CLAIM_RENEWAL_SECONDS", 0.02)
     record_id = await desk.submit()
     desk.provider.silent = True
     desk.collector.check(record_id)

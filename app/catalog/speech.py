@@ -1,4 +1,4 @@
-"""Speech models and the system voices that speak with them (PROTOCOL §1.9)."""
+"""Models that turn text into speech, and the ids of voices that were cloned for them (PROTOCOL §1.9, §3)."""
 
 import re
 from functools import cache
@@ -9,6 +9,9 @@ from app.catalog.data import read_data
 
 # `{model}-{prefix}-{uid}`, with `vd-` before the prefix of a designed voice (PROTOCOL §3).
 _CLONED_VOICE = re.compile(r"cosyvoice-v[0-9.]+(?:-[A-Za-z0-9_]+){2,5}")
+_MODEL_AND_PREFIX = re.compile(
+    r"(?P<model>cosyvoice-(?:v1|v2|v[0-9.]+(?:-(?:flash|plus))?))-(?:vd-)?(?P<prefix>[A-Za-z0-9_]+)-[A-Za-z0-9_-]+"
+)
 MAX_VOICE_ID_CHARS = 128
 
 
@@ -24,31 +27,6 @@ class SpeechModel(BaseModel):
     takes_instruction: bool
 
 
-class VoiceFeatures(BaseModel):
-    """What a system voice can do beyond plain text."""
-
-    model_config = ConfigDict(frozen=True)
-
-    ssml: bool
-    instruct: bool
-    timestamp: bool
-
-
-class SystemVoice(BaseModel):
-    """A voice that the provider ships; it speaks with `models` only."""
-
-    model_config = ConfigDict(frozen=True)
-
-    voice_id: str
-    name: str
-    trait: str
-    age: str | None
-    category: str
-    languages: tuple[str, ...]
-    models: tuple[str, ...]
-    features: VoiceFeatures
-
-
 @cache
 def speech_models() -> tuple[SpeechModel, ...]:
     """Every speech model, in the order in which they are shown."""
@@ -60,22 +38,17 @@ def find_speech_model(model_id: str) -> SpeechModel | None:
     return next((model for model in speech_models() if model.model_id == model_id), None)
 
 
-def find_voice(voice_id: str) -> SystemVoice | None:
-    """The system voice of this id, if there is one."""
-    return _voices_by_id().get(voice_id)
-
-
 def looks_cloned(voice_id: str) -> bool:
     """Whether an id has the shape that the provider gives to cloned and designed voices (PROTOCOL §3)."""
     return len(voice_id) <= MAX_VOICE_ID_CHARS and _CLONED_VOICE.fullmatch(voice_id) is not None
 
 
+def read_voice_id(voice_id: str) -> tuple[str, str] | None:
+    """The model and the prefix that a cloned or designed voice's id tells (PROTOCOL §3); None for another shape."""
+    parts = _MODEL_AND_PREFIX.fullmatch(voice_id)
+    return (parts["model"], parts["prefix"]) if parts else None
+
+
 def was_cloned_for(voice_id: str, model_id: str) -> bool:
     """Whether a cloned voice's id says that it speaks with this model (PROTOCOL §3)."""
     return voice_id.startswith(f"{model_id}-")
-
-
-@cache
-def _voices_by_id() -> dict[str, SystemVoice]:
-    voices = TypeAdapter(tuple[SystemVoice, ...]).validate_json(read_data("system_voices.json"))
-    return {voice.voice_id: voice for voice in voices}

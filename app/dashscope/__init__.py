@@ -1,7 +1,9 @@
 """The client of Alibaba DashScope, written from its protocol: frames, connections, tasks, failures."""
 
 from app.dashscope.credential import HTTP_URLS, WS_URLS, Credential
-from app.dashscope.failures import explain
+from app.dashscope.enrollment import SERVICE as ENROLLMENT
+from app.dashscope.enrollment import CloningOrder, EnrollmentClient, VoiceReport, VoiceStatus
+from app.dashscope.failures import explain, may_have_worked
 from app.dashscope.frames import SpeechParameters
 from app.dashscope.http import HttpClient
 from app.dashscope.pool import ConnectionPool
@@ -25,11 +27,14 @@ from app.dashscope.transcription import (
 from app.dashscope.uploads import UploadClient
 
 __all__ = [
+    "ENROLLMENT",
     "HTTP_URLS",
     "MAX_DATA_URI_BYTES",
     "WS_URLS",
+    "CloningOrder",
     "ConnectionPool",
     "Credential",
+    "EnrollmentClient",
     "HttpClient",
     "InlineAudio",
     "Interruption",
@@ -46,6 +51,9 @@ __all__ = [
     "TranscriptionOrder",
     "UploadClient",
     "Usage",
+    "VoiceReport",
+    "VoiceStatus",
     "digest_result",
     "explain",
+    "may_have_worked",
 ]

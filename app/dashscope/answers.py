@@ -2,16 +2,19 @@
 
 import json
 import math
+from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import structlog
 
 from app.dashscope.failures import explain, plain
-from app.errors import InvalidApiKey, UpstreamError
+from app.errors import InvalidApiKey, UnclearAnswer
 from app.transcripts import storable
 
 log = structlog.get_logger(__name__)
 
+BEIJING = ZoneInfo("Asia/Shanghai")  # the zone of the provider's times, in every region (§3, §5.1)
 MAX_COUNT = 2_000_000  # tokens, or seconds of 16 tracks of 12 hours; what is larger is no count
 
 
@@ -38,7 +41,7 @@ def understand(status: int, content: bytes) -> dict[str, Any]:
         raise InvalidApiKey
     if status == 429:
         raise explain("Throttling", message)
-    raise UpstreamError(f"百炼平台返回了无法识别的响应（HTTP {status}），请稍后重试")
+    raise UnclearAnswer(f"百炼平台返回了无法识别的响应（HTTP {status}），请稍后重试")
 
 
 def read_text(value: object) -> str | None:
@@ -61,6 +64,15 @@ def count(value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_COUNT:
         return None
     return math.ceil(value)
+
+
+def read_moment(value: object) -> datetime | None:
+    """A time of the provider's, which names no zone; None for what is none."""
+    try:
+        moment = datetime.fromisoformat(str(value))
+        return (moment if moment.tzinfo else moment.replace(tzinfo=BEIJING)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _find_json(content: bytes) -> dict[str, Any]:

@@ -21,11 +21,18 @@ class Credential:
     ws_url: str
     http_url: str
     workspace: str | None = None
+    region: str = "beijing"
 
     @property
     def fingerprint(self) -> str:
         """A name for the key that does not give it away."""
         return hashlib.sha256(self.api_key.encode()).hexdigest()[:32]
+
+    @property
+    def account(self) -> str:
+        """A name for what this key reaches at the provider: voices belong to it."""
+        reached = "\n".join((self.api_key, self.http_url, self.workspace or ""))
+        return hashlib.sha256(reached.encode()).hexdigest()[:32]
 
     @property
     def headers(self) -> dict[str, str]:

@@ -13,8 +13,11 @@ from app.errors import (
     InvalidModel,
     InvalidVoice,
     Throttled,
+    UnclearAnswer,
+    Unreachable,
     UpstreamError,
     UpstreamNotFound,
+    UpstreamTimeout,
     VoiceLimitExceeded,
     VoiceNotFound,
 )
@@ -42,6 +45,13 @@ _AUDIO_REASONS = {
     "FILE_PARSE_FAILED": "音频文件无法解析，请确认格式正确",
     "MKV_PARSE_FAILED": "MKV 文件无法解析，请转换为其他格式",
     "DECODE_ERROR": "音频文件无法解码，请确认文件没有损坏",
+    "BadRequest.UnsupportedFileFormat": "音频格式不受支持",
+    "Audio.AudioShortError": "音频中的有效语音太短，至少需要 5 秒连续清晰的朗读",
+    "Audio.AudioSilentError": "音频中没有声音，请重新录制",
+    "Audio.DecoderError": "音频文件无法解码，请确认文件没有损坏",
+    "Audio.FileSizeExceed": "音频文件过大",
+    "Audio.AudioRateError": "音频采样率过低，声音复刻要求不低于 16 kHz",
+    "Audio.PreprocessError": "录音无法处理，请使用清晰、无背景音的人声重新录制",
 }
 _THROTTLED = {"limit_requests", "limit_burst_rate", "insufficient_quota"}
 
@@ -49,8 +59,11 @@ _THROTTLED = {"limit_requests", "limit_burst_rate", "insufficient_quota"}
 _BAD_VOICE_WORDS = ("Engine return error code: 418", "voice is invalid", "Remote cancelled grpc stream")
 _BAD_MODEL_WORDS = ("Model not exist", "Model can not be found")
 _VOICE_QUOTA_WORDS = ("您当前的配额为", "voice storage limit", "voice limit")
+_BAD_FORMAT_WORDS = ("unsupported audio format",)
+_BAD_RECORDING_WORDS = ("audio preprocess server error", "request asr failed")
 _FREE_QUOTA_WORDS = ("Free allocated quota exceeded",)
 _THROTTLED_WORDS = ("rate limit exceeded", "exceeded your request limit")
+_TIMED_OUT = {"RequestTimeOut", "ResponseTimeout"}
 
 _REASONS = {
     "Arrearage": "百炼账号已欠费，请充值后重试",
@@ -73,6 +86,7 @@ _REASONS = {
     "Workspace.AccessDenied": "没有该业务空间的权限，请检查 workspace",
 }
 _SECRET = re.compile(r"(?<![A-Za-z0-9])(?:sk|st)-[A-Za-z0-9_.*-]+|Bearer\s+\S+", re.IGNORECASE)
+_URL_QUERY = re.compile(r"(https?://[^\s?]+)\?\S+")  # it may hold a signature
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 
@@ -93,18 +107,35 @@ def explain(code: str, message: str, status: int = 0) -> AppError:
         return InvalidAudio(f"{_AUDIO_REASONS[code]}（{code}）")
     if code.startswith("Audio.") or (code not in _REASONS and any(part in code for part in _BAD_AUDIO)):
         return InvalidAudio(f"音频不符合要求：{plain(message)}（{code}）")
-    if code.startswith("Throttling") and _says(message, _VOICE_QUOTA_WORDS):
+    if _says(message, _BAD_FORMAT_WORDS):
+        return InvalidAudio(f"音频格式不受支持（{code}）")
+    # What limits a rate is 429; with 400 the same code is about voices (§3).
+    is_voice_quota = status == 400 and code == "Throttling.AllocationQuota"
+    if is_voice_quota or (code.startswith("Throttling") and _says(message, _VOICE_QUOTA_WORDS)):
         return VoiceLimitExceeded()
     if _is_throttle(code, message):
         return Throttled(retry_after_seconds=THROTTLE_RETRY_AFTER_SECONDS)
     reason = _REASONS.get(code) or plain(message) or "没有说明原因"
-    kind = UpstreamNotFound if status == 404 and code not in _REASONS else UpstreamError
+    if _says(message, _BAD_RECORDING_WORDS):
+        reason = "录音无法处理，请检查录音质量或 URL"
+    kind = UpstreamError
+    if code in _TIMED_OUT:
+        kind = UnclearAnswer
+    elif status == 404 and code not in _REASONS:
+        kind = UpstreamNotFound
     return kind(f"百炼平台返回错误：{reason}（{code or '无错误码'}）")
 
 
 def may_retry(error: AppError, *, accepted: bool) -> bool:
     """Whether the same call may be made again: only when the provider surely did not take it on."""
     return not accepted and isinstance(error, ConnectionLost | HandshakeTimeout | Throttled)
+
+
+def may_have_worked(error: AppError) -> bool:
+    """Whether the provider may have done the work, or do it yet, although no answer says so."""
+    if isinstance(error, Unreachable | HandshakeTimeout):
+        return False
+    return isinstance(error, ConnectionLost | UpstreamTimeout | UnclearAnswer)
 
 
 def backoff_seconds(attempt: int) -> float:
@@ -123,5 +154,6 @@ def _says(message: str, phrases: tuple[str, ...]) -> bool:
 
 
 def plain(message: str) -> str:
-    """The provider's own words without anything that looks like a key, on one line, cut to a bearable length."""
-    return " ".join(_SECRET.sub("***", _CONTROL.sub(" ", message)).split())[:MAX_PROVIDER_MESSAGE_CHARS]
+    """The provider's own words without anything that looks like a secret, on one line, cut to a bearable length."""
+    public = _URL_QUERY.sub(r"\1", _SECRET.sub("***", _CONTROL.sub(" ", message)))
+    return " ".join(public.split())[:MAX_PROVIDER_MESSAGE_CHARS]

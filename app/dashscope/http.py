@@ -20,8 +20,8 @@ from app.errors import (
     ConnectionLost,
     HandshakeTimeout,
     Throttled,
+    UnclearAnswer,
     Unreachable,
-    UpstreamError,
     UpstreamTimeout,
 )
 
@@ -60,9 +60,15 @@ class HttpClient:
         )
 
     async def post(
-        self, credential: Credential, path: str, body: object, headers: dict[str, str] | None = None
+        self,
+        credential: Credential,
+        path: str,
+        body: object,
+        headers: dict[str, str] | None = None,
+        *,
+        is_free: bool = False,
     ) -> dict[str, Any]:
-        """Call a service that costs money: asked again only while it surely did not take the work on.
+        """Call a service: one that is not free is asked again only while it surely did not take the work on.
 
         Gives the whole JSON answer. Raises the AppError that the failure means.
         """
@@ -71,7 +77,8 @@ class HttpClient:
         url = credential.http_url + path
         all_headers = {**credential.headers, **(headers or {}), **framing}
         return await self._call(
-            lambda: self._client.build_request("POST", url, headers=all_headers, content=streamed.chunks())
+            lambda: self._client.build_request("POST", url, headers=all_headers, content=streamed.chunks()),
+            is_free=is_free,
         )
 
     async def get(
@@ -88,7 +95,7 @@ class HttpClient:
     async def send(self, request: httpx.Request, max_bytes: int) -> tuple[int, bytes]:
         """Send a request without a key, to a host that was checked; gives status and body.
 
-        Raises ConnectionLost or UpstreamTimeout, and UpstreamError beyond `max_bytes`.
+        Raises ConnectionLost or UpstreamTimeout, and UnclearAnswer beyond `max_bytes`.
         """
         async with self.stream(request) as answer:
             return answer.status_code, b"".join([piece async for piece in pieces(answer, max_bytes)])
@@ -149,10 +156,10 @@ def _held(content: bytes) -> StreamedBody:
 
 
 async def pieces(answer: httpx.Response, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body of an answer as it comes. Raises UpstreamError beyond `max_bytes`."""
+    """The body of an answer as it comes. Raises UnclearAnswer beyond `max_bytes`."""
     read = 0
     async for piece in answer.aiter_raw():
         read += len(piece)
         if read > max_bytes:
-            raise UpstreamError("百炼平台返回的内容过大")
+            raise UnclearAnswer("百炼平台返回的内容过大")
         yield piece

@@ -3,14 +3,13 @@
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 from urllib.parse import quote
-from zoneinfo import ZoneInfo
 
 import structlog
 
-from app.dashscope.answers import count, read_object, read_text
+from app.dashscope.answers import count, read_moment, read_object, read_text
 from app.dashscope.credential import Credential
 from app.dashscope.hosts import require_provider_url
 from app.dashscope.http import HttpClient, pieces
@@ -22,7 +21,6 @@ log = structlog.get_logger(__name__)
 PATH = "/services/audio/asr/transcription"
 # Twelve hours of Chinese with word times come to about 16 MB a track.
 MAX_RESULT_BYTES = 64 * 1024 * 1024
-BEIJING = ZoneInfo("Asia/Shanghai")  # the zone of the provider's times, in every region (§5.1)
 # A task that failed for these reasons has heard everything, and there was nothing to hear (§5.2).
 SILENCE = {"SUCCESS_WITH_NO_VALID_FRAGMENT", "ASR_RESPONSE_HAVE_NO_WORDS"}
 
@@ -151,9 +149,9 @@ def read_report(answer: dict[str, Any]) -> TaskReport:
     seconds = count(usage.get("seconds"))
     return TaskReport(
         status=status,
-        submitted_at=_moment(output.get("submit_time")),
-        scheduled_at=_moment(output.get("scheduled_time")),
-        ended_at=_moment(output.get("end_time")),
+        submitted_at=read_moment(output.get("submit_time")),
+        scheduled_at=read_moment(output.get("scheduled_time")),
+        ended_at=read_moment(output.get("end_time")),
         result_url=read_text(result.get("transcription_url")) or read_text(done.get("transcription_url")),
         seconds=count(usage.get("duration")) if seconds is None else seconds,
         code=str(source.get("code") or ("CANCELED" if output.get("task_status") == "CANCELED" else "")),
@@ -169,11 +167,3 @@ def _status(output: dict[str, Any]) -> TaskStatus:
         log.warning("provider_task_status_unknown", task_status=str(told)[:32])
         return "RUNNING"
     return status
-
-
-def _moment(text: object) -> datetime | None:
-    try:
-        moment = datetime.fromisoformat(str(text))
-        return (moment if moment.tzinfo else moment.replace(tzinfo=BEIJING)).astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None

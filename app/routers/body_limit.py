@@ -15,7 +15,7 @@ class BodyLimit:
 
     Forms in other encodings than UTF-8 are refused too: the fields would be decoded by whatever codec the client
     names, and one of Python's takes minutes for a megabyte. `uploads` gives the paths that take audio with their larger
-    limits.
+    limits; one that ends with a slash stands for all below it.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, uploads: Mapping[str, int]) -> None:
@@ -32,10 +32,11 @@ class BodyLimit:
             refusal = InvalidRequest("表单的 charset 必须是 utf-8")
             await error_response(refusal)(scope, receive, send)
             return
-        max_bytes = self._uploads.get(scope["path"], self._max_bytes)
+        upload_bytes = self._upload_limit(scope["path"])
+        max_bytes = upload_bytes or self._max_bytes
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared) > max_bytes:
-            await error_response(self._refusal(scope, max_bytes))(scope, receive, send)
+            await error_response(_refusal(upload_bytes, max_bytes))(scope, receive, send)
             return
         read = 0
 
@@ -44,17 +45,22 @@ class BodyLimit:
             message = await receive()
             read += len(message.get("body", b""))
             if read > max_bytes:
-                refusal = self._refusal(scope, max_bytes)
+                refusal = _refusal(upload_bytes, max_bytes)
                 # FastAPI lets nothing else through while it reads a body.
-                raise HTTPException(refusal.status, refusal.message) if scope["path"] not in self._uploads else refusal
+                raise refusal if upload_bytes else HTTPException(refusal.status, refusal.message)
             return message
 
         await self._app(scope, receive_counted, send)
 
-    def _refusal(self, scope: Scope, max_bytes: int) -> AppError:
-        if scope["path"] in self._uploads:
-            return AudioTooLarge(f"音频文件过大，整个请求不能超过 {max_bytes // 1024 // 1024} MB")
-        return PayloadTooLarge(f"请求体过大，不能超过 {max_bytes} 字节")
+    def _upload_limit(self, path: str) -> int | None:
+        below = f"{path.rpartition('/')[0]}/"
+        return self._uploads.get(path) or self._uploads.get(below)
+
+
+def _refusal(upload_bytes: int | None, max_bytes: int) -> AppError:
+    if upload_bytes:
+        return AudioTooLarge(f"音频文件过大，整个请求不能超过 {upload_bytes // 1024 // 1024} MB")
+    return PayloadTooLarge(f"请求体过大，不能超过 {max_bytes} 字节")
 
 
 def _is_in_utf8(scope: Scope) -> bool:

@@ -1,7 +1,6 @@
 """The user's history: spec 5.1, and one record in full."""
 
 import json
-from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -9,11 +8,11 @@ from fastapi import APIRouter, Depends, Path, Query
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from app.models import Record
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, enveloped, error_answers
 from app.routers.presentation import show_amount, show_exactly, show_time
 from app.services import Services
+from app.services.records import RecordedCall
 from app.transcripts import AudioInfo, Transcript
 
 router = APIRouter(prefix="/api/audio", tags=["历史记录"], dependencies=[Depends(limit_rate)])
@@ -88,9 +87,9 @@ async def get_record(
     record_id: Annotated[int, Path(description="记录ID", ge=1, le=2**63 - 1)],
 ) -> Response:
     """Show one record in full."""
-    record, bill, task = await services.records.find(user.id, record_id)
-    amount = bill.amount if bill else Decimal(0)
-    detail = RecordDetail(**_shown(record, amount, services).model_dump())
+    call = await services.records.find(user.id, record_id)
+    record, bill, task = call.record, call.bill, call.task
+    detail = RecordDetail(**_shown(call, services).model_dump())
     detail.finished_at = show_time(record.finished_at, services.settings.zone) if record.finished_at else None
     detail.details = json.loads(record.output_data) if record.output_data else None
     if bill:
@@ -130,11 +129,13 @@ async def get_history(
 ) -> Envelope[History]:
     """List the user's records."""
     found = await services.records.history(user.id, page, page_size, type)
-    items = [_shown(record, amount, services) for record, amount in found.items]
+    items = [_shown(call, services) for call in found.items]
     return Envelope(data=History(items=items, total=found.total, page=page, page_size=page_size))
 
 
-def _shown(record: Record, amount: Decimal, services: Services) -> HistoryItem:
+def _shown(call: RecordedCall, services: Services) -> HistoryItem:
+    record, enrollment = call.record, call.enrollment
+    status = None if record.status == "succeeded" else record.status
     return HistoryItem(
         id=record.id,
         type=record.type,
@@ -142,10 +143,10 @@ def _shown(record: Record, amount: Decimal, services: Services) -> HistoryItem:
         input_data=record.input_data,
         output_url=services.storage.url(record.output_key) if record.output_key else None,
         output_text=record.output_text,
-        voice_id=record.voice_id,
+        voice_id=enrollment.voice_id if enrollment else None,
         duration=None if record.duration_ms is None else record.duration_ms / 1000,
-        status=None if record.status == "succeeded" else record.status,
+        status=(enrollment.status if enrollment else None) or status,
         error_message=record.error_message,
-        bill=show_amount(amount),
+        bill=show_amount(call.amount),
         created_at=show_time(record.created_at, services.settings.zone),
     )

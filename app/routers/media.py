@@ -7,8 +7,9 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse
 
 from app.audio import CONTENT_TYPES
+from app.errors import ObjectNotFound
 from app.routers.envelope import error_answers
-from app.storage import LocalStorage
+from app.storage import LocalStorage, is_private
 
 # A key is never written twice with other content, so a player may keep what it has.
 HEADERS = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
@@ -37,7 +38,9 @@ async def local_storage(request: Request) -> LocalStorage:
     tags=["媒体文件"],
 )
 def media(key: str, storage: Annotated[LocalStorage, Depends(local_storage)]) -> FileResponse:
-    """Serve a stored file. Raises ObjectNotFound for an unknown key and for every way out of the folder."""
+    """Serve a stored file. Raises ObjectNotFound for an unknown or private key and for every way out of the folder."""
+    if is_private(key):
+        raise ObjectNotFound
     path = storage.path(key)
     content_type = CONTENT_TYPES_BY_SUFFIX.get(PurePosixPath(key).suffix, "application/octet-stream")
     return FileResponse(path, media_type=content_type, headers=HEADERS)

@@ -21,8 +21,18 @@ MAX_NAME_CHARS = 255
 BASE64_CHUNK_CHARS = 1024 * 1024
 
 
-class AudioFields(BaseModel):
+class AudioUrlField(BaseModel):
     """Where the audio is; in a form, it may also come as `file`."""
+
+    audio_url: Text | None = Field(
+        default=None,
+        description="音频文件URL，必须公网可访问（与上传 file 二选一）",
+        examples=["https://your-bucket.oss-cn-beijing.aliyuncs.com/audio/sample.mp3"],
+    )
+
+
+class AudioFields(AudioUrlField):
+    """Where the audio is, which may also be in the request itself."""
 
     audio_url: Text | None = Field(
         default=None,
@@ -34,7 +44,7 @@ class AudioFields(BaseModel):
     )
 
 
-Fields = TypeVar("Fields", bound=AudioFields)
+Fields = TypeVar("Fields", bound=AudioUrlField)
 
 
 async def read_upload(
@@ -88,15 +98,18 @@ def _read_json(body: BinaryIO, fields: type[Fields]) -> tuple[Fields, AudioUrl |
     return values, _only_source(values, None)
 
 
-def _only_source(values: AudioFields, file: UploadFile | None) -> AudioUrl | AudioFile:
-    if [bool(values.audio_url), bool(values.audio_base64), file is not None].count(True) != 1:
-        raise InvalidRequest("audio_url、audio_base64、file 必须且只能提供一个")
+def _only_source(values: AudioUrlField, file: UploadFile | None) -> AudioUrl | AudioFile:
+    encoded = None
+    if isinstance(values, AudioFields):
+        encoded, values.audio_base64 = values.audio_base64, None
+    if [bool(values.audio_url), bool(encoded), file is not None].count(True) != 1:
+        sources = "audio_url、audio_base64、file" if isinstance(values, AudioFields) else "audio_url、file"
+        raise InvalidRequest(f"{sources} 必须且只能提供一个")
     if file is not None:
         return AudioFile(file.file, _plain_name(file.filename or "file"))
     if values.audio_url:
         return AudioUrl(values.audio_url, "audio_url")
-    encoded, values.audio_base64 = values.audio_base64 or "", None
-    return AudioFile(_decode(encoded), None)
+    return AudioFile(_decode(encoded or ""), None)
 
 
 def _decode(encoded: str) -> BinaryIO:

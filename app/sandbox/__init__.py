@@ -1,6 +1,6 @@
 """A local stand-in of DashScope and of OSS, for development without an account and for tests.
 
-Of DashScope it has CosyVoice, speech recognition, its tasks and temporary uploads.
+Of DashScope it has CosyVoice and its voice enrollment, speech recognition, its tasks and temporary uploads.
 
 It is written from the protocol reference alone and shares no code with the client that talks to it.
 """

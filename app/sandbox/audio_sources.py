@@ -1,7 +1,7 @@
 """Where audio comes from: a data URI, a temporary file (§6), the sandbox's own object storage, or anywhere else.
 
-Nothing is ever fetched from elsewhere. A URL of another host is presumed to hold four seconds of speech, unless the
-name of its file, without its suffix, is one of these:
+Nothing is ever fetched from elsewhere. A URL of another host is presumed to hold speech, four seconds for recognition,
+unless the name of its file, without its suffix, is one of these:
 
     missing       the download answers 404          forbidden    the download answers 403
     unreachable   there is no download              broken       no audio
@@ -66,6 +66,19 @@ class Asker:
     resolves_oss: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A file of another host: all that is known of it is its name, without suffix."""
+
+    name: str
+
+    def heard(self, usually: Heard = _PRESUMED) -> Heard:
+        """What the file is presumed to hold; `NotDecodable` if that is no audio."""
+        if self.name == "broken":
+            raise NotDecodable
+        return _PRESUMED_BY_NAME.get(self.name, usually)
+
+
 class AudioSources:
     """Reads audio and listens to it. `read_object` reads the object storage as anybody with the URL could."""
 
@@ -76,17 +89,22 @@ class AudioSources:
 
     async def listen(self, url: str, asker: Asker, seen: SeenRequest, *, largest: int | None = None) -> Heard:
         """What is heard behind a URL; `AudioUnavailable`, `NotDecodable`, or `AudioTooLarge` beyond `largest` bytes."""
+        found = await self.find(url, asker, seen, largest=largest)
+        return found.heard() if isinstance(found, Elsewhere) else await self._ear.listen(found)
+
+    async def find(self, url: str, asker: Asker, seen: SeenRequest, *, largest: int | None = None) -> Sound | Elsewhere:
+        """The content behind a URL; `AudioUnavailable`, or `AudioTooLarge` beyond `largest` bytes."""
         found = await self._find(url, asker, seen)
-        if isinstance(found, Heard):
+        if isinstance(found, Elsewhere):
             return found
         seen.audio_bytes = (seen.audio_bytes or 0) + len(found.content)
         if largest is not None and len(found.content) > largest:
             raise AudioTooLarge
         if not found.content:
             raise AudioUnavailable("empty")
-        return await self._ear.listen(found)
+        return found
 
-    async def _find(self, url: str, asker: Asker, seen: SeenRequest) -> Sound | Heard:
+    async def _find(self, url: str, asker: Asker, seen: SeenRequest) -> Sound | Elsewhere:
         if url[:5].lower() == "data:":
             seen.audio_source = "data"
             return await asyncio.to_thread(_read_data_uri, url)
@@ -119,6 +137,11 @@ class AudioTooLarge(Exception):
     """More bytes than the service takes."""
 
 
+def file_name(path: str) -> str:
+    """The name of a file without its folders and its suffix."""
+    return posixpath.splitext(posixpath.basename(path))[0]
+
+
 def is_audio_url(url: str) -> bool:
     """Whether this is an http(s) URL as it must be written, or one of a temporary file."""
     try:
@@ -148,13 +171,11 @@ def _is_own(parts: SplitResult, host: str) -> bool:
     return parts.hostname == called.hostname or parts.hostname in _LOOPBACK
 
 
-def _presume(parts: SplitResult) -> Heard:
-    name = posixpath.splitext(posixpath.basename(parts.path))[0]
+def _presume(parts: SplitResult) -> Elsewhere:
+    name = file_name(parts.path)
     if name in _FAILING_NAMES:
         raise AudioUnavailable(_FAILING_NAMES[name])
-    if name == "broken":
-        raise NotDecodable
-    return _PRESUMED_BY_NAME.get(name, _PRESUMED)
+    return Elsewhere(name)
 
 
 def _read_data_uri(url: str) -> Sound:

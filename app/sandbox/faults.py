@@ -51,9 +51,9 @@ class Faults:
             setattr(self, name, left - 1)
         return left != 0
 
-    def take_request(self, method: str, path: str) -> RequestFault | None:
+    def take_request(self, method: str, path: str, action: str | None) -> RequestFault | None:
         """The fault that strikes this request, used up by one."""
-        return next((fault for fault in self.requests if fault.meets(method, path) and fault.take()), None)
+        return next((fault for fault in self.requests if fault.meets(method, path, action) and fault.take()), None)
 
     def take_task_query(self) -> TaskQueryFault | None:
         return self.task_queries if self.task_queries and self.task_queries.take() else None

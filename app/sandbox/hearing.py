@@ -88,7 +88,7 @@ class Ear:
                     raise NotDecodable
                 stream = container.streams.audio[0]
                 listening = _Listening()
-                for frame in _frames(container, stream):
+                for frame in frames_of(container, stream):
                     listening.hear(frame)
                 name = container.format.name
                 codec = stream.codec_context.codec.canonical_name
@@ -109,7 +109,7 @@ class Ear:
         )
 
 
-def _frames(container: av.container.InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
+def frames_of(container: av.container.InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
     """The frames up to the end, or to where a file breaks off."""
     begun = False
     try:

@@ -2,16 +2,18 @@
 
 `requests` is a list; the first entry whose `path` begins the path asked for, and whose `method` fits, is used:
 
-    {"path": "/api/v1/tasks", "method": "GET", "how": "answer", "count": 2,
+    {"path": "/api/v1/tasks", "method": "GET", "action": null, "how": "answer", "count": 2,
      "status": 429, "code": "Throttling.RateQuota", "message": "...", "body": null, "seconds": 0}
 
     answer        this status, code and message instead of the work; `body` replaces the envelope by any text
     delay         the work is done, the answer comes `seconds` later
+    late          the work is done only after `seconds`, then the answer comes; hanging up stops neither this nor delay
     silent        never an answer
     close         the connection is closed without the work
     close_after   the connection is closed after the work
 
-`seconds` holds every kind back before it strikes. `path` may also be that of uploads and of result files.
+`seconds` holds every kind back before it strikes. `path` may also be that of uploads and of result files. An `action`,
+such as `create_voice`, strikes only the requests of the enrollment service that ask for it.
 
 `task_queries` changes what a query of a known task tells, not the task: {"state": "FAILED", "code": "DECODE_ERROR",
 "message": "..."}, {"state": "RUNNING"}, {"state": "UNKNOWN"}, or {"without_usage": true}.
@@ -35,10 +37,11 @@ from pydantic.dataclasses import dataclass
 ALWAYS: Final = -1
 """A count that never runs out."""
 
-_STRICT: Final = ConfigDict(extra="forbid", strict=True)
+STRICT: Final = ConfigDict(extra="forbid", strict=True)
+"""Nothing unknown, nothing converted."""
 
 
-@dataclass(slots=True, config=_STRICT)
+@dataclass(slots=True, config=STRICT)
 class _Counted:
     count: int = Field(default=ALWAYS, ge=ALWAYS)
 
@@ -50,22 +53,23 @@ class _Counted:
         return self.count == ALWAYS
 
 
-@dataclass(slots=True, config=_STRICT)
+@dataclass(slots=True, config=STRICT)
 class RequestFault(_Counted):
     path: str = "/"
     method: str | None = None
-    how: Literal["answer", "delay", "silent", "close", "close_after"] = "answer"
+    action: str | None = None
+    how: Literal["answer", "delay", "late", "silent", "close", "close_after"] = "answer"
     seconds: float = Field(default=0.0, ge=0)
     status: int = Field(default=500, ge=200, le=599)
     code: str = "InternalError"
     message: str = "An internal error has occured, please try again later."
     body: str | None = None
 
-    def meets(self, method: str, path: str) -> bool:
-        return path.startswith(self.path) and self.method in (None, method)
+    def meets(self, method: str, path: str, action: str | None) -> bool:
+        return path.startswith(self.path) and self.method in (None, method) and self.action in (None, action)
 
 
-@dataclass(slots=True, config=_STRICT)
+@dataclass(slots=True, config=STRICT)
 class TaskQueryFault(_Counted):
     state: Literal["PENDING", "RUNNING", "FAILED", "CANCELED", "SUSPENDED", "UNKNOWN"] | None = None
     code: str = "InternalError"
@@ -73,13 +77,13 @@ class TaskQueryFault(_Counted):
     without_usage: bool = False
 
 
-@dataclass(slots=True, config=_STRICT)
+@dataclass(slots=True, config=STRICT)
 class ResultFault(_Counted):
     how: Literal["status", "garbage", "redirect", "endless", "elsewhere"] = "status"
     status: int = Field(default=500, ge=400, le=599)
     url: str = "http://127.0.0.1:9/elsewhere.json"
 
 
-@dataclass(slots=True, config=_STRICT)
+@dataclass(slots=True, config=STRICT)
 class UploadFault(_Counted):
     how: Literal["refused", "expired"] = "refused"

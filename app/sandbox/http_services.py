@@ -1,4 +1,4 @@
-"""Where the HTTP services of DashScope live: recognition, tasks, uploads and result files (PROTOCOL.md §4-§6)."""
+"""Where the HTTP services of DashScope live: voices, recognition, tasks, uploads and files (PROTOCOL.md §3-§6)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from starlette.routing import BaseRoute, Route
 
 from app.sandbox.audio_sources import AudioSources
+from app.sandbox.enrolled_voices import VoiceBook
+from app.sandbox.enrollment_service import EnrollmentService
 from app.sandbox.faults import Faults
 from app.sandbox.hearing import Ear
 from app.sandbox.options import SandboxOptions
@@ -14,6 +16,7 @@ from app.sandbox.oss_signature import OssRequest
 from app.sandbox.recognition_service import RecognitionService
 from app.sandbox.request_log import RequestLog
 from app.sandbox.result_files import RESULT_BUCKET, ResultFiles
+from app.sandbox.sample_files import SAMPLE_BUCKET, SampleFiles
 from app.sandbox.service_door import Handler, ServiceDoor
 from app.sandbox.spoken_audio import SpokenAudio
 from app.sandbox.task_service import TaskService
@@ -28,25 +31,30 @@ def http_routes(
     faults: Faults,
     log: RequestLog,
     spoken: SpokenAudio,
+    voices: VoiceBook,
     read_object: Callable[[OssRequest], bytes],
 ) -> list[BaseRoute]:
     """The routes of all HTTP services, with a state of their own."""
     files = TemporaryFiles(options.oss_max_total_bytes)
-    sources = AudioSources(Ear(spoken), files, read_object)
+    ear = Ear(spoken)
+    sources = AudioSources(ear, files, read_object)
     tasks = TaskBook()
     results = ResultFiles(tasks, faults)
     recognition = RecognitionService(options, sources)
     tasking = TaskService(options, faults, TranscriptionWork(sources), tasks, results)
     uploads = UploadService(options, faults, files)
+    samples = SampleFiles(voices, spoken)
+    enrollment = EnrollmentService(options, voices, sources, ear, samples, spoken)
 
-    def service(path: str, **handlers: Handler) -> Route:
-        return Route(path, ServiceDoor(handlers, faults, log, with_key=True))
+    def service(path: str, *, by_action: bool = False, **handlers: Handler) -> Route:
+        return Route(path, ServiceDoor(handlers, faults, log, with_key=True, by_action=by_action))
 
     def storage(path: str, otherwise: Handler, **handlers: Handler) -> Route:
         methods = dict.fromkeys(("GET", "HEAD", "PUT", "POST", "DELETE"), otherwise)
         return Route(path, ServiceDoor({**methods, **handlers}, faults, log, with_key=False))
 
     return [
+        service("/api/v1/services/audio/tts/customization", by_action=True, POST=enrollment.customize),
         service("/api/v1/services/aigc/multimodal-generation/generation", POST=recognition.recognise),
         service("/api/v1/services/audio/asr/transcription", POST=tasking.submit),
         service("/api/v1/tasks", GET=tasking.list),
@@ -58,4 +66,5 @@ def http_routes(
         storage(f"/{UPLOAD_BUCKET}/", uploads.deny, POST=uploads.upload),
         storage(f"/{UPLOAD_BUCKET}/{{key:path}}", uploads.deny),
         storage(f"/{RESULT_BUCKET}/{{key:path}}", uploads.deny, GET=results.read),
+        storage(f"/{SAMPLE_BUCKET}/{{key:path}}", uploads.deny, GET=samples.read),
     ]

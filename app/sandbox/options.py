@@ -36,6 +36,18 @@ class SandboxOptions:
     upload_max_megabytes: int = 100
     """The largest temporary file (§6)."""
 
+    enrollments_per_second: int | None = None
+    """Requests of the enrollment service per API key, all actions together (10 at DashScope, §3)."""
+
+    voice_seconds: float = 1.0
+    """How long a new or updated voice is DEPLOYING (§3)."""
+
+    voices_per_account: int = 1000
+    """How many voices an API key may have (§3)."""
+
+    list_lag_seconds: float = 0.0
+    """How far `list_voice` is behind: what it tells is as old as this."""
+
     idle_timeout_seconds: float = 60.0
     """A socket without a task is closed after this long (§1.7)."""
 
@@ -62,6 +74,7 @@ class SandboxOptions:
             "recognitions_per_minute",
             "task_requests_per_second",
             "upload_policies_per_second",
+            "enrollments_per_second",
         ):
             value = getattr(self, limit)
             if value is not None and value < 1:
@@ -70,3 +83,5 @@ class SandboxOptions:
             raise ValueError("timeouts must be positive")
         if self.task_seconds < 0 or self.upload_policy_seconds < 0 or self.upload_max_megabytes < 1:
             raise ValueError("task_seconds, upload_policy_seconds and upload_max_megabytes must not be negative")
+        if self.voice_seconds < 0 or self.list_lag_seconds < 0 or self.voices_per_account < 1:
+            raise ValueError("voice_seconds and list_lag_seconds must not be negative, voices_per_account at least 1")

@@ -99,6 +99,7 @@ class Recording:
             rate=order.rate if line.rate is None else line.rate,
             pitch=order.pitch if line.pitch is None else line.pitch,
             volume=order.volume if line.volume is None else line.volume,
+            height=voice.height,
         )
         speech = bytearray()
         for text, pause in line.pieces():

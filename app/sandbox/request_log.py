@@ -33,6 +33,7 @@ class SeenRequest:
     headers: Mapping[str, str]
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat())
     model: str | None = None
+    action: str | None = None
     input: Any = None
     parameters: Any = None
     audio_source: AudioSource | None = None

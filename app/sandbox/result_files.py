@@ -1,17 +1,10 @@
-"""Result files of tasks: at a signed URL that anybody may read until it expires (PROTOCOL.md §5.1).
-
-The URL is OSS's own: a changed one is refused, and so is one that is asked for with an Authorization as well.
-"""
+"""Result files of tasks: at a signed URL that anybody may read until it expires (PROTOCOL.md §5.1)."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
-import time
-import uuid
 from collections.abc import AsyncIterator
 from typing import Final
-from urllib.parse import quote, urlencode
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
@@ -21,10 +14,10 @@ from app.sandbox.http_faults import ResultFault
 from app.sandbox.oss_errors import OssError
 from app.sandbox.request_log import SeenRequest
 from app.sandbox.service_door import Answer
+from app.sandbox.signed_links import SignedLinks
 from app.sandbox.tasks import BEIJING, KEPT, Task, TaskBook
 
 RESULT_BUCKET: Final = "dashscope-result-sandbox"
-_ACCESS_KEY_ID: Final = "LTAIsandboxResult"
 _ENDLESS_PIECE: Final = b'{"transcripts":[' + b" " * 65_536
 
 
@@ -34,40 +27,27 @@ class ResultFiles:
     def __init__(self, tasks: TaskBook, faults: Faults) -> None:
         self._tasks = tasks
         self._faults = faults
-        self._secret = uuid.uuid4().bytes
+        self._links = SignedLinks()
 
     def path(self, task: Task, number: int) -> str:
         """Where the result of a task's file is, with the query that opens it."""
         submitted = task.submitted_at.astimezone(BEIJING)
         path = f"/{RESULT_BUCKET}/prod/{task.order.model}/{submitted:%Y%m%d/%H:%M}/{task.task_id}-{number + 1}.json"
         ended = task.ended_at or task.submitted_at
-        expires = str(round((ended + KEPT).timestamp()))
-        query = {"Expires": expires, "OSSAccessKeyId": _ACCESS_KEY_ID, "Signature": self._sign(path, expires)}
-        return f"{quote(path)}?{urlencode(query)}"
+        return self._links.sign(path, ended + KEPT)
 
     async def read(self, request: Request, seen: SeenRequest) -> Answer:
         """`GET` of a result file, without a key."""
         if fault := self._faults.take_result():
             seen.fault = fault.how
             return _struck(fault)
-        if "authorization" in request.headers:
-            raise OssError(400, "InvalidArgument", "Only one auth mechanism allowed.")
-        expires, signature = (request.query_params.get(name, "") for name in ("Expires", "Signature"))
-        path = str(request.scope["path"])
-        if not hmac.compare_digest(self._sign(path, expires).encode(), signature.encode()):
-            message = "The request signature we calculated does not match the signature you provided."
-            raise OssError(403, "SignatureDoesNotMatch", message)
-        if int(expires) < time.time():
-            raise OssError(403, "AccessDenied", "Request has expired.")
+        path = self._links.check(request)
         task_id, _, number = path.rpartition("/")[2].removesuffix(".json").rpartition("-")
         task = self._tasks.find(task_id)
         if task is None or not task.subtasks:
             raise OssError(404, "NoSuchKey", "The specified key does not exist.")
         seen.task_id, seen.model = task_id, task.order.model
         return Response(task.subtasks[int(number) - 1].document, media_type="application/json")
-
-    def _sign(self, path: str, expires: str) -> str:
-        return hmac.digest(self._secret, f"{path}\n{expires}".encode(), "sha256").hex()
 
 
 def _struck(fault: ResultFault) -> Response:

@@ -12,6 +12,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from app.sandbox.calls import CallLog
+from app.sandbox.enrolled_voices import VoiceBook
 from app.sandbox.envelope import refusal
 from app.sandbox.faults import Faults
 from app.sandbox.http_services import http_routes
@@ -21,6 +22,7 @@ from app.sandbox.options import SandboxOptions
 from app.sandbox.request_log import RequestLog
 from app.sandbox.speech_service import SpeechService
 from app.sandbox.spoken_audio import SpokenAudio
+from app.sandbox.voice_control import voice_routes
 
 _log = logging.getLogger("app.sandbox")
 
@@ -29,14 +31,15 @@ LARGEST_CLIENT_FRAME = 1024 * 1024
 
 
 def create_sandbox(options: SandboxOptions | None = None) -> Starlette:
-    """A stand-in of CosyVoice over WebSocket (PROTOCOL.md §1), of speech recognition, tasks and temporary uploads over
-    HTTP (§4-§6) and of OSS, with a state of its own."""
+    """A stand-in of CosyVoice over WebSocket (PROTOCOL.md §1), of voice enrollment, speech recognition, tasks and
+    temporary uploads over HTTP (§3-§6) and of OSS, with a state of its own."""
     options = options or SandboxOptions()
     calls = CallLog(options.calls_kept)
     requests = RequestLog(options.calls_kept)
     faults = Faults()
     spoken = SpokenAudio()
-    speech = SpeechService(options, calls, faults, spoken)
+    voices = VoiceBook(options)
+    speech = SpeechService(options, calls, faults, spoken, voices)
     objects = ObjectService(options, faults)
     app = Starlette(
         routes=[
@@ -44,7 +47,8 @@ def create_sandbox(options: SandboxOptions | None = None) -> Starlette:
             WebSocketRoute(f"{INFERENCE_PATH}/", speech),
             WebSocketRoute("/{path:path}", _unknown_socket),
             *observation_routes(calls, requests, faults),
-            *http_routes(options, faults, requests, spoken, objects.read),
+            *voice_routes(voices),
+            *http_routes(options, faults, requests, spoken, voices, objects.read),
             Route(INFERENCE_PATH, _not_a_websocket),
             *(Route(f"/{prefix}/{{rest:path}}", _unknown_path) for prefix in _RESERVED_PREFIXES),
             Route("/{path:path}", objects),

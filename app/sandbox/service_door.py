@@ -27,13 +27,23 @@ Handler = Callable[[Request, SeenRequest], Awaitable[Answer]]
 
 
 class ServiceDoor:
-    """An ASGI application for one path: a handler per HTTP method."""
+    """An ASGI application for one path: a handler per HTTP method. `by_action` is for a path whose requests differ by
+    the action in their input (§3)."""
 
-    def __init__(self, handlers: Mapping[str, Handler], faults: Faults, log: RequestLog, *, with_key: bool) -> None:
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        faults: Faults,
+        log: RequestLog,
+        *,
+        with_key: bool,
+        by_action: bool = False,
+    ) -> None:
         self._handlers = handlers
         self._faults = faults
         self._log = log
         self._with_key = with_key
+        self._by_action = by_action
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -46,8 +56,10 @@ class ServiceDoor:
             headers=noted_headers(request.headers),
         )
         self._log.add(seen)
-        fault = self._faults.take_request(request.method, request.url.path)
         try:
+            if self._by_action:
+                seen.action = _action(await request.body())
+            fault = self._faults.take_request(seen.method, seen.path, seen.action)
             response = await self._serve(request, seen, fault)
         except ClientDisconnect:
             response = None
@@ -63,13 +75,15 @@ class ServiceDoor:
         if fault is None:
             return await self._answer(request, seen)
         seen.fault = fault.how
-        if fault.how in ("answer", "silent"):
+        if fault.how in ("answer", "late", "silent"):
             await request.body()
         if fault.how in ("delay", "close_after"):
             response = await self._answer(request, seen)
         await asyncio.sleep(fault.seconds)
         if fault.how == "answer":
             return _faulty(fault, seen)
+        if fault.how == "late":
+            return await self._answer(request, seen)
         if fault.how == "delay":
             return response
         if fault.how != "silent":
@@ -115,6 +129,15 @@ async def read_document(request: Request, seen: SeenRequest) -> Mapping[str, Any
         raise _no_json()
     seen.note_body(document)
     return document
+
+
+def _action(body: bytes) -> str | None:
+    """The action that a body asks for, as far as it can be understood."""
+    try:
+        action = orjson.loads(body)["input"]["action"]
+    except (orjson.JSONDecodeError, LookupError, TypeError):
+        return None
+    return action if isinstance(action, str) else None
 
 
 def _no_json() -> ServiceError:

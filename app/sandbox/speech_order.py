@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from app.sandbox.failures import INPUT_MISSING, TaskFailed, invalid_parameter, missing_parameter
 from app.sandbox.instructions import check_instruction
-from app.sandbox.voice_catalog import MODELS, Voice, find_voice
+from app.sandbox.voice_catalog import MODELS, EnrolledSpeaker, Voice, find_voice
 
 FORMATS: Final = ("pcm", "wav", "mp3", "opus")
 SAMPLE_RATES: Final = (8000, 16000, 22050, 24000, 44100, 48000)
@@ -56,7 +56,7 @@ def read_model(payload: Mapping[str, Any]) -> str:
     return model
 
 
-def read_order(model: str, payload: Mapping[str, Any]) -> SpeechOrder:
+def read_order(model: str, payload: Mapping[str, Any], enrolled: EnrolledSpeaker) -> SpeechOrder:
     """The order of a run-task payload whose model is known; `TaskFailed` says what is wrong with it (§1.4)."""
     if payload.get("input") is None:
         raise TaskFailed(INPUT_MISSING)
@@ -70,7 +70,7 @@ def read_order(model: str, payload: Mapping[str, Any]) -> SpeechOrder:
     if parameters["text_type"] != "PlainText":
         raise invalid_parameter("text_type")
 
-    voice = find_voice(model, parameters.get("voice"))
+    voice = find_voice(model, parameters.get("voice"), enrolled)
     check_instruction(model, voice, _text(parameters, "instruction"))
     first_generation = model == "cosyvoice-v1"
     audio_format = _format(parameters)

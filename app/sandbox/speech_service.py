@@ -8,6 +8,7 @@ from starlette.websockets import WebSocket
 
 from app.sandbox.api_key import accepted_key
 from app.sandbox.calls import CallLog
+from app.sandbox.enrolled_voices import VoiceBook
 from app.sandbox.envelope import ServiceError, refusal
 from app.sandbox.faults import Faults
 from app.sandbox.options import SandboxOptions
@@ -19,9 +20,12 @@ from app.sandbox.spoken_audio import SpokenAudio
 class SpeechService:
     """An ASGI application for `/api-ws/v1/inference`."""
 
-    def __init__(self, options: SandboxOptions, calls: CallLog, faults: Faults, spoken: SpokenAudio) -> None:
+    def __init__(
+        self, options: SandboxOptions, calls: CallLog, faults: Faults, spoken: SpokenAudio, voices: VoiceBook
+    ) -> None:
         self._faults = faults
         self._spoken = spoken
+        self._voices = voices
         self._options = options
         self._calls = calls
         self._quota = RunTaskQuota(options.rate_limit_per_second)
@@ -34,7 +38,9 @@ class SpeechService:
             return
         await websocket.accept()
         caller = Caller(self._calls.open_connection(), api_key)
-        socket = SpeechSocket(websocket, caller, self._options, self._calls, self._quota, self._faults, self._spoken)
+        socket = SpeechSocket(
+            websocket, caller, self._options, self._calls, self._quota, self._faults, self._spoken, self._voices
+        )
         await socket.converse()
 
     def _admit(self, websocket: WebSocket) -> tuple[str, JSONResponse | None]:

@@ -13,12 +13,14 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketDisconnected
 
 from app.sandbox import messages
 from app.sandbox.calls import Call, CallLog, Outcome
+from app.sandbox.enrolled_voices import VoiceBook
 from app.sandbox.failures import (
     INPUT_MISSING,
     ConnectionBroken,
@@ -75,6 +77,7 @@ class SpeechSocket:
         quota: RunTaskQuota,
         faults: Faults,
         spoken: SpokenAudio,
+        voices: VoiceBook,
     ) -> None:
         self._websocket = websocket
         self._caller = caller
@@ -83,6 +86,7 @@ class SpeechSocket:
         self._quota = quota
         self._faults = faults
         self._spoken = spoken
+        self._enrolled = partial(voices.speaker, caller.api_key)
         self._outbox = Outbox(self._send)
         self._task: SpeechTask | None = None
         self._speaking: asyncio.Task[None] | None = None
@@ -200,7 +204,7 @@ class SpeechSocket:
         if self._faults.take("throttle_tasks"):
             raise throttled()
         self._quota.take(self._caller.api_key, model)
-        order = read_order(model, message.payload)
+        order = read_order(model, message.payload, self._enrolled)
         breaks = self._faults.take("break_tasks")
         return SpeechTask(
             order,

@@ -17,6 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.sandbox.enrollment_order import ENROLLMENT
 from app.sandbox.envelope import rate_exceeded, refused_parameter, unknown_model
 from app.sandbox.faults import Faults
 from app.sandbox.options import SandboxOptions
@@ -48,7 +49,7 @@ class UploadService:
         seen.model = model = request.query_params.get("model")
         if not model:
             raise refused_parameter("model")
-        if model not in EVERY:
+        if model not in EVERY | {ENROLLMENT}:
             raise unknown_model()
         if not self._window.take((seen.api_key, model)):
             raise rate_exceeded()

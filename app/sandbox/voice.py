@@ -12,10 +12,11 @@ import logging
 import math
 import threading
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from app.sandbox.characters import count_characters, is_speakable
+from app.sandbox.fundamental import height_of_samples
 from app.sandbox.languages import split_by_language
 from app.sandbox.pitch import shift_pitch
 
@@ -30,11 +31,14 @@ _AUDIBLE_PEAK: Final = 200
 _MALE_VARIANTS: Final = ("", "+m1", "+m2", "+m3", "+m7", "+m8")
 _FEMALE_VARIANTS: Final = ("+f1", "+f2", "+f3", "+f4", "+f5")
 _TONE_SECONDS_PER_CHARACTER: Final = 0.1
+_USUAL_PITCH: Final = 50
+_USUAL_HEIGHT: Final = 150.0
 
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How something is said: by whom, in which language, how fast, high and loud."""
+    """How something is said: by whom, in which language, how fast, high and loud. A `height` in Hz is an enrolled
+    voice's own; `pitch` raises it like any other."""
 
     voice_id: str
     gender: str
@@ -43,6 +47,7 @@ class Manner:
     rate: float
     pitch: float
     volume: int
+    height: float | None = None
 
 
 class Speaker(Protocol):
@@ -56,7 +61,7 @@ class ToneSpeaker:
 
     def speak(self, text: str, manner: Manner) -> bytes:
         seconds = max(0.2, _TONE_SECONDS_PER_CHARACTER * count_characters(text)) / manner.rate
-        frequency = (330 + _fingerprint(manner.voice_id) % 220) * manner.pitch
+        frequency = (manner.height or 330 + _fingerprint(manner.voice_id) % 220) * manner.pitch
         loudness = 300 * manner.volume
         samples = round(seconds * SPEECH_RATE)
         fade = SPEECH_RATE // 100
@@ -81,6 +86,7 @@ class EspeakSpeaker:
         self._lock = threading.Lock()
         self._samples = bytearray()
         self._tone = ToneSpeaker()
+        self._heights: dict[str, float] = {}
         callback_type = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
         self._callback: Any = callback_type(self._collect)
         retrieve_audio = 2
@@ -91,25 +97,37 @@ class EspeakSpeaker:
 
     def speak(self, text: str, manner: Manner) -> bytes:
         speech = b"".join(
-            self._run(language, run, manner)
+            self._run_at_height(language, run, manner)
             for language, run in split_by_language(text, manner.languages, manner.hint)
             if is_speakable(run)
         )
         if manner.volume and is_speakable(text) and _peak(speech) < _AUDIBLE_PEAK:
             return self._tone.speak(text, manner)
-        return shift_pitch(speech, SPEECH_RATE, manner.pitch)
+        return speech
+
+    def _run_at_height(self, language: str, text: str, manner: Manner) -> bytes:
+        factor = manner.pitch
+        if manner.height is not None:
+            factor *= manner.height / self._natural_height(language, manner)
+        return shift_pitch(self._run(language, text, manner), SPEECH_RATE, factor)
+
+    def _natural_height(self, language: str, manner: Manner) -> float:
+        """How high an enrolled voice would speak if its sample didn't matter; measured once per voice of espeak-ng."""
+        name = language + _variant(manner)
+        if name not in self._heights:
+            counted = self._run(language, "1 2 3 4 5 6 7 8 9", replace(manner, rate=1.0, volume=50))
+            self._heights[name] = height_of_samples(counted, SPEECH_RATE) or _USUAL_HEIGHT
+        return self._heights[name]
 
     def _run(self, language: str, text: str, manner: Manner) -> bytes:
-        fingerprint = _fingerprint(manner.voice_id)
-        variants = _MALE_VARIANTS if manner.gender == "male" else _FEMALE_VARIANTS
         words_per_minute = min(max(round(_NORMAL_WORDS_PER_MINUTE * manner.rate), _SLOWEST), _FASTEST)
         encoded = text.replace("\0", " ").encode() + b"\0"
         with self._lock:
-            self._choose_voice(language, variants[fingerprint % len(variants)])
+            self._choose_voice(language, _variant(manner))
             for parameter, value in (
                 (1, words_per_minute),
                 (2, manner.volume),
-                (3, 40 + fingerprint // 8 % 21),
+                (3, _USUAL_PITCH if manner.height else 40 + _fingerprint(manner.voice_id) // 8 % 21),
             ):
                 self._library.espeak_SetParameter(parameter, value, 0)
             self._samples = bytearray()
@@ -161,6 +179,11 @@ def speak(text: str, manner: Manner) -> bytes:
 def silence(milliseconds: int) -> bytes:
     """Samples of silence."""
     return bytes(2 * round(SPEECH_RATE * milliseconds / 1000))
+
+
+def _variant(manner: Manner) -> str:
+    variants = _MALE_VARIANTS if manner.gender == "male" else _FEMALE_VARIANTS
+    return variants[_fingerprint(manner.voice_id) % len(variants)]
 
 
 def _fingerprint(voice_id: str) -> int:

@@ -1,13 +1,12 @@
 """Which voice may speak through which model (PROTOCOL.md §1.9).
 
-`voices.json` holds the system voices. Ids that look like clones of the same model (`{model}-{prefix}-{uid}`, §3) are
-taken on trust: the sandbox has no enrolment yet.
+`voices.json` holds the system voices. The others are those that the caller's account has enrolled (§3).
 """
 
 from __future__ import annotations
 
 import functools
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,12 +25,11 @@ MODELS: Final = frozenset(
         "cosyvoice-v1",
     }
 )
-_CLONE_SUFFIX: Final = re.compile(r"-(?:vd-)?[A-Za-z0-9]{1,10}-[A-Za-z0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """A voice as one model sees it."""
+    """A voice as one model sees it. An enrolled one has a height of its own: its fundamental frequency in Hz."""
 
     voice_id: str
     languages: tuple[str, ...] = ("zh", "en")
@@ -40,9 +38,14 @@ class Voice:
     ssml: bool = False
     instruct: bool = False
     timestamp: bool = False
+    height: float | None = None
 
 
-def find_voice(model: str, voice_id: object) -> Voice:
+EnrolledSpeaker = Callable[[str, str], Voice | None]
+"""The caller's own voice for a model and an id, None if it may not speak."""
+
+
+def find_voice(model: str, voice_id: object, enrolled: EnrolledSpeaker) -> Voice:
     """The voice, or the failure that the pair deserves: 418, or `Request voice is invalid!` for none (§1.9)."""
     if not isinstance(voice_id, str) or not voice_id:
         raise TaskFailed(VOICE_MISSING)
@@ -52,10 +55,10 @@ def find_voice(model: str, voice_id: object) -> Voice:
         if model not in models:
             raise TaskFailed(VOICE_REFUSED)
         return voice
-    if voice_id.startswith(model) and _CLONE_SUFFIX.fullmatch(voice_id, len(model)):
-        modern = model != "cosyvoice-v1"
-        return Voice(voice_id, cloned=True, ssml=modern, timestamp=modern)
-    raise TaskFailed(VOICE_REFUSED)
+    own = enrolled(model, voice_id)
+    if own is None:
+        raise TaskFailed(VOICE_REFUSED)
+    return own
 
 
 @functools.cache

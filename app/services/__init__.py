@@ -10,8 +10,10 @@ from anyio import CapacityLimiter
 from app.catalog import PriceList, load_prices
 from app.completion import end_by_cancelling
 from app.dashscope import (
+    ENROLLMENT,
     ConnectionPool,
     Credential,
+    EnrollmentClient,
     HttpClient,
     RecognitionClient,
     SpeechClient,
@@ -22,14 +24,20 @@ from app.database import Database, migrate, require_current_schema
 from app.ratelimit import RateLimiter, burst_of
 from app.security import KeySealer, TokenSigner
 from app.services.accounts import AccountService
+from app.services.cloning import CloningService
 from app.services.collection import TaskCollector
 from app.services.delivery import AudioDelivery
+from app.services.enrollments import OpenEnrollments
+from app.services.following import VoiceFollower
 from app.services.inflight import InFlight
 from app.services.recognition import RecognitionService
 from app.services.records import RecordService
+from app.services.samples import SampleService
 from app.services.synthesis import SynthesisService
 from app.services.tasks import OpenTasks
 from app.services.transcription import TranscriptionService
+from app.services.voicebook import VoiceBook
+from app.services.voices import VoiceService
 from app.settings import Settings, load_secrets
 from app.storage import Storage, create_storage
 
@@ -37,6 +45,8 @@ from app.storage import Storage, create_storage
 MAX_SUBMISSIONS_AT_ONCE = 8
 # A body with Base64 takes three times its size in memory while it is decoded: that many at once.
 BODIES_DECODED_AT_ONCE = 2
+# The provider allows 10 per second and account (PROTOCOL §3), which may have other callers than us.
+ENROLLMENT_RATE = "8/second"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,8 @@ class Services:
     synthesis: SynthesisService
     recognition: RecognitionService
     transcription: TranscriptionService
+    cloning: CloningService
+    voices: VoiceService
     decoding: CapacityLimiter
 
 
@@ -94,8 +106,24 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         resources.push_async_callback(end_by_cancelling, leases)
         in_flight = InFlight()
         resources.push_async_callback(in_flight.drain)
-        synthesis = SynthesisService(settings, prices, accounts, records, speech, storage, in_flight)
-        delivery = AudioDelivery(settings, database, storage, UploadClient(http), in_flight)
+        uploads = UploadClient(http)
+        delivery = AudioDelivery(settings, database, storage, uploads, in_flight)
+
+        async def wait_for_enrollment(credential: Credential) -> None:
+            await limiter.wait(ENROLLMENT_RATE, credential.fingerprint, ENROLLMENT)
+
+        enrolling = EnrollmentClient(http, wait_for_enrollment)
+        book = VoiceBook(database, enrolling, in_flight)
+        samples = SampleService(settings, database, storage, delivery, uploads)
+        removing = asyncio.create_task(samples.run())
+        resources.push_async_callback(end_by_cancelling, removing)
+        enrollments = OpenEnrollments(database, records)
+        follower = VoiceFollower(enrollments, book, accounts, enrolling, in_flight)
+        following = asyncio.create_task(follower.run())
+        resources.push_async_callback(end_by_cancelling, following)
+        cloning = CloningService(accounts, records, enrollments, follower, book, samples, enrolling, in_flight)
+        voices = VoiceService(accounts, book, samples, enrolling, in_flight)
+        synthesis = SynthesisService(settings, prices, accounts, records, speech, voices, storage, in_flight)
         recognition = RecognitionService(
             settings, prices, accounts, records, RecognitionClient(http), delivery, in_flight
         )
@@ -115,5 +143,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             synthesis=synthesis,
             recognition=recognition,
             transcription=transcription,
+            cloning=cloning,
+            voices=voices,
             decoding=CapacityLimiter(BODIES_DECODED_AT_ONCE),
         )

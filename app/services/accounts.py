@@ -9,6 +9,7 @@ from anyio import CapacityLimiter, to_thread
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
 
+from app.catalog import DEFAULT_REGION
 from app.dashscope import HTTP_URLS, WS_URLS, ConnectionPool, Credential, SpeechClient
 from app.database import Database
 from app.errors import InvalidCredentials, NoApiKey, RegistrationClosed, SealBroken, Unauthorized, UsernameTaken
@@ -142,6 +143,12 @@ class AccountService:
         async with self._database.snapshot() as session:
             return await session.scalar(select(ApiKey.user_id).where(ApiKey.user_id == user_id)) is not None
 
+    async def region(self, user_id: uuid.UUID) -> str:
+        """Where the user's key is valid; Beijing for who has none."""
+        async with self._database.snapshot() as session:
+            region = await session.scalar(select(ApiKey.region).where(ApiKey.user_id == user_id))
+        return region or DEFAULT_REGION
+
     async def delete_api_key(self, user_id: uuid.UUID) -> None:
         """Forget the user's key; having none is fine."""
         async with self._database.transaction() as session:
@@ -166,7 +173,7 @@ class AccountService:
     def _credential(self, api_key: str, region: str, workspace: str | None) -> Credential:
         ws_url = self._settings.dashscope_ws_url or WS_URLS[region]
         http_url = self._settings.dashscope_http_url or HTTP_URLS[region]
-        return Credential(api_key, ws_url, http_url, workspace)
+        return Credential(api_key, ws_url, http_url, workspace, region)
 
     def _drop_connections(self, sealed: bytes, user_id: uuid.UUID) -> None:
         try:

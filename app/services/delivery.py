@@ -20,7 +20,7 @@ from app.recordings import RECOGNIZABLE, Recording, probe
 from app.services.inflight import InFlight
 from app.services.spool import Spool
 from app.settings import Settings
-from app.storage import Storage
+from app.storage import Storage, is_private
 from app.urls import require_public_url
 
 log = structlog.get_logger(__name__)
@@ -53,6 +53,14 @@ class AudioFile:
     def close(self) -> None:
         """Let the file go."""
         self.source.close()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAudio:
+    """Audio in our own store, named by a URL in the field of this name."""
+
+    key: str
+    field: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +99,46 @@ class AudioDelivery:
         async with AsyncExitStack() as held:
             if isinstance(audio, AudioFile):
                 yield await self._look_at(audio.source, max_bytes, max_ms)
-            elif (key := self._storage.key_of(audio.url)) is None:
-                yield require_public_url(audio.url, audio.field)
+                return
+            found = await self.locate(user_id, audio)
+            if isinstance(found, str):
+                yield found
             elif self._storage.fetchable:
-                # Signing anew is for the owner: others pass on whatever right their URL carries.
-                yield self._storage.url(key) if await self._owns(user_id, key) else audio.url
+                yield self._storage.url(found.key)
             else:
                 spool = await held.enter_async_context(Spool())
-                await self._fetch(key, spool, max_bytes, audio.field)
+                await self.fetch(found, spool, max_bytes)
                 if max_ms is None:
-                    yield _trusted(key, spool)
+                    yield _trusted(found.key, spool)
                 else:
                     yield await self._look_at(spool.file, max_bytes, max_ms)
+
+    async def locate(self, user_id: uuid.UUID, audio: AudioUrl) -> StoredAudio | str:
+        """Find out where a URL leads: to audio of our own store that the user may use, or elsewhere.
+
+        Gives a URL as it may be passed on. Raises InvalidRequest for one that may not, and InvalidAudio for a recorded
+        voice, which is nobody's to use.
+        """
+        key = self._storage.key_of(audio.url)
+        if key is None:
+            return require_public_url(audio.url, audio.field)
+        if is_private(key):
+            raise _absent(audio.field)
+        # Reading with our own rights is for the owner: others pass on whatever right their URL carries.
+        if self._storage.fetchable and not await self._owns(user_id, key):
+            return audio.url
+        return StoredAudio(key, audio.field)
+
+    async def fetch(self, stored: StoredAudio, spool: Spool, max_bytes: int) -> None:
+        """Read audio from our store. Raises InvalidAudio for what is not there, AudioTooLarge or StorageError."""
+        try:
+            async with self._storage.open(stored.key) as chunks:
+                async for chunk in chunks:
+                    await spool.write(chunk)
+                    if spool.size > max_bytes:
+                        raise _too_large(max_bytes)
+        except ObjectNotFound:
+            raise _absent(stored.field) from None
 
     def inline(self, audio: HeldAudio | str) -> InlineAudio | None:
         """The audio as part of the request, if it is here and small enough."""
@@ -145,16 +181,6 @@ class AudioDelivery:
         heard = await to_thread.run_sync(look, limiter=self._probing)
         return HeldAudio(source, size, heard.container, heard.content_type, heard.duration_ms)
 
-    async def _fetch(self, key: str, spool: Spool, max_bytes: int, field: str) -> None:
-        try:
-            async with self._storage.open(key) as chunks:
-                async for chunk in chunks:
-                    await spool.write(chunk)
-                    if spool.size > max_bytes:
-                        raise _too_large(max_bytes)
-        except ObjectNotFound:
-            raise InvalidAudio(f"{field} 指向的音频文件不存在，请检查 URL") from None
-
     async def _owns(self, user_id: uuid.UUID, key: str) -> bool:
         owned = select(Record.id).where(Record.user_id == user_id, Record.output_key == key).limit(1)
         async with self._database.snapshot() as session:
@@ -174,6 +200,10 @@ def _trusted(key: str, spool: Spool) -> HeldAudio:
     if content_type is None or container not in RECOGNIZABLE:
         raise InvalidAudio(f"{container} 格式的音频无法转写，请使用 mp3、wav 或 opus")
     return HeldAudio(spool.file, spool.size, container, content_type, None)
+
+
+def _absent(field: str) -> InvalidAudio:
+    return InvalidAudio(f"{field} 指向的音频文件不存在，请检查 URL")
 
 
 def _too_large(max_bytes: int) -> AudioTooLarge:

@@ -28,7 +28,7 @@ from sqlalchemy.orm import undefer
 from app.completion import run_to_end
 from app.database import Database
 from app.errors import AppError, NotReady, RecordNotFound
-from app.models import PROVIDER_ID_CHARS, Bill, Record, Transcription
+from app.models import PROVIDER_ID_CHARS, Bill, Enrollment, Record, Transcription, Watched
 
 log = structlog.get_logger(__name__)
 
@@ -75,10 +75,25 @@ class OpenRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class HistoryPage:
-    """One page of a user's records with the amounts billed, newest first, and how many there are in all."""
+class RecordedCall:
+    """A record with its bill line and what it belongs to; transcripts are loaded only where one record is asked for."""
 
-    items: list[tuple[Record, Decimal]]
+    record: Record
+    bill: Bill | None
+    enrollment: Enrollment | None
+    task: Transcription | None = None
+
+    @property
+    def amount(self) -> Decimal:
+        """What the call cost so far."""
+        return self.bill.amount if self.bill else Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """One page of a user's records, newest first, and how many there are in all."""
+
+    items: list[RecordedCall]
     total: int
 
 
@@ -118,8 +133,8 @@ class RecordService:
             if not record.handed_over:
                 await run_to_end(self._settle(record, status, failure))
 
-    async def hand_over(self, record: OpenRecord, task: Transcription) -> None:
-        """Leave a record open for whoever looks after the task from now on, this process or another.
+    async def hand_over(self, record: OpenRecord, row: Watched) -> None:
+        """Leave a record open for whoever looks after the row from now on, this process or another.
 
         Doing it twice is harmless.
         """
@@ -127,8 +142,8 @@ class RecordService:
         release = update(Record).where(Record.id == record.id, is_open)
         async with self._database.transaction() as session:
             released = await session.execute(release.values(**_REOPENED).returning(Record.id))
-            if released.first() or not await session.get(Transcription, record.id):
-                await session.merge(task)
+            if released.first() or not await session.get(type(row), record.id):
+                await session.merge(row)
         record.handed_over = True
         self._live.discard(record.id)
 
@@ -147,8 +162,9 @@ class RecordService:
         """A user's records, newest first; pages count from 1."""
         wanted = [Record.user_id == user_id, *([Record.type == kind] if kind else [])]
         rows = (
-            select(Record, Bill.amount)
+            select(Record, Bill, Enrollment)
             .outerjoin(Bill, Bill.record_id == Record.id)
+            .outerjoin(Enrollment, Enrollment.record_id == Record.id)
             .where(*wanted)
             .order_by(Record.id.desc())
             .offset((page - 1) * page_size)
@@ -156,14 +172,15 @@ class RecordService:
         )
         async with self._database.snapshot() as session:
             total = await session.scalar(select(func.count()).select_from(Record).where(*wanted))
-            items = [(record, amount or Decimal(0)) for record, amount in await session.execute(rows)]
+            items = [RecordedCall(*row) for row in await session.execute(rows)]
         return HistoryPage(items, total or 0)
 
-    async def find(self, user_id: uuid.UUID, record_id: int) -> tuple[Record, Bill | None, Transcription | None]:
-        """One record of a user, with its bill line and its task, transcripts loaded. Raises RecordNotFound."""
+    async def find(self, user_id: uuid.UUID, record_id: int) -> RecordedCall:
+        """One record of a user, transcripts loaded. Raises RecordNotFound."""
         wanted = (
-            select(Record, Bill, Transcription)
+            select(Record, Bill, Enrollment, Transcription)
             .outerjoin(Bill, Bill.record_id == Record.id)
+            .outerjoin(Enrollment, Enrollment.record_id == Record.id)
             .outerjoin(Transcription, Transcription.record_id == Record.id)
             .where(Record.id == record_id, Record.user_id == user_id)
             .options(undefer(Transcription.transcripts), undefer(Transcription.transcripts_with_words))
@@ -172,8 +189,7 @@ class RecordService:
             found = (await session.execute(wanted)).one_or_none()
         if found is None:
             raise RecordNotFound
-        record, bill, task = found
-        return record, bill, task
+        return RecordedCall(*found)
 
     async def keep_leases(self) -> None:
         """Until cancelled: renew the leases of this process' records and end those that nobody works on any more."""

@@ -38,6 +38,7 @@ from app.services.inflight import InFlight
 from app.services.listening import Audience, Listener
 from app.services.records import OpenRecord, Price, RecordService
 from app.services.spool import Spool
+from app.services.voices import VoiceService
 from app.settings import Settings
 from app.storage import Storage
 
@@ -71,6 +72,7 @@ class SynthesisService:
         accounts: AccountService,
         records: RecordService,
         speech: SpeechClient,
+        voices: VoiceService,
         storage: Storage,
         in_flight: InFlight,
     ) -> None:
@@ -79,6 +81,7 @@ class SynthesisService:
         self._accounts = accounts
         self._records = records
         self._speech = speech
+        self._voices = voices
         self._storage = storage
         self._in_flight = in_flight
 
@@ -87,8 +90,7 @@ class SynthesisService:
 
         Raises the AppError that tells the client what went wrong.
         """
-        parameters = _checked(parameters, text)
-        credential = await self._accounts.credential(user_id)
+        parameters, credential = await self._admit(user_id, parameters, text)
         work = self._perform(user_id, credential, parameters, text, Audience())
         record = await asyncio.shield(self._in_flight.start(work))
         if record.output_key is None or record.duration_ms is None:
@@ -101,11 +103,22 @@ class SynthesisService:
 
         Raises what is known to be wrong before the provider is asked; later failures reach the listener.
         """
-        parameters = _checked(parameters, text)
-        credential = await self._accounts.credential(user_id)
+        parameters, credential = await self._admit(user_id, parameters, text)
         listener = Listener()
         self._in_flight.start(self._perform(user_id, credential, parameters, text, listener))
         return listener
+
+    async def _admit(
+        self, user_id: uuid.UUID, parameters: SpeechParameters, text: str
+    ) -> tuple[SpeechParameters, Credential]:
+        """Refuse what is known to be wrong before the provider is asked, and open the user's key."""
+        parameters = _checked(parameters, text)
+        credential = await self._accounts.credential(user_id)
+        if find_voice(parameters.voice) is None:
+            await self._voices.require_ready(credential, parameters.voice, parameters.model)
+        else:
+            _require_region(parameters, credential.region)
+        return parameters, credential
 
     async def _perform(
         self, user_id: uuid.UUID, credential: Credential, parameters: SpeechParameters, text: str, audience: Audience
@@ -215,6 +228,18 @@ def _find_paired_voice(voice_id: str, model_id: str) -> SystemVoice | None:
     if not was_cloned_for(voice_id, model_id):
         raise ModelVoiceMismatch("复刻音色只能与创建时的 target_model 一起使用，请修改 model")
     return None
+
+
+def _require_region(parameters: SpeechParameters, region: str) -> None:
+    """Refuse a system voice that the key's region does not have (PROTOCOL §1.9)."""
+    here = find_voice(parameters.voice, region)
+    if here is None:
+        raise InvalidVoice(f"音色 {parameters.voice} 在 API Key 所在地域不可用，可用音色见 /api/audio/voice/system")
+    if parameters.model not in here.models:
+        raise ModelVoiceMismatch(
+            f"音色 {parameters.voice} 在 API Key 所在地域不能与 {parameters.model} 一起使用，"
+            f"它支持：{'、'.join(here.models)}"
+        )
 
 
 def _check_instruction(instruction: str, *, takes: bool, voice: SystemVoice | None) -> None:

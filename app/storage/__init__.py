@@ -8,9 +8,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import BinaryIO, ClassVar, Protocol
 
 from app.settings import Settings
+from app.storage.keys import is_private
 from app.storage.local import LocalStorage
 
-__all__ = ["LocalStorage", "Storage", "create_storage"]
+__all__ = ["LocalStorage", "Storage", "create_storage", "is_private"]
 
 
 class Storage(Protocol):
@@ -20,7 +21,7 @@ class Storage(Protocol):
     """Whether others than our clients, such as the provider, can fetch what `url()` names."""
 
     async def put(self, key: str, source: BinaryIO, *, content_type: str) -> None:
-        """Store a seekable file from position 0 to its end, visible whole or not at all.
+        """Store a seekable file from position 0 to its end, visible whole or not at all; a private one to nobody.
 
         Putting twice is harmless. Once this returns or raises, also by cancellation, the source is the
         caller's again. Raises StorageError, and ValueError for an impossible key.
@@ -29,7 +30,8 @@ class Storage(Protocol):
     def url(self, key: str) -> str:
         """Give the address where a client plays the object, computed without asking the store.
 
-        Raises ValueError for an impossible key.
+        That of a private object ends soon, and leads nowhere where objects are not fetchable. Raises ValueError for
+        an impossible key.
         """
 
     def key_of(self, url: str) -> str | None:

@@ -4,6 +4,7 @@ import re
 from urllib.parse import SplitResult, urlsplit
 
 MAX_KEY_CHARS = 512
+PRIVATE_FOLDER = "audio/voice/"
 
 # Nothing here needs quoting in a URL, and no segment can be empty or a dot name of the file system.
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
@@ -12,6 +13,11 @@ _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*
 def is_key(text: str) -> bool:
     """Whether the text may name an object: at most 512 characters, plain segments, no `..`."""
     return len(text) <= MAX_KEY_CHARS and ".." not in text and _KEY.fullmatch(text) is not None
+
+
+def is_private(key: str) -> bool:
+    """Whether an object is for the provider alone: recorded voices are, wherever the rest is public."""
+    return key.startswith(PRIVATE_FOLDER)
 
 
 def key_under(base_url: str, url: str) -> str | None:

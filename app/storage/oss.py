@@ -23,7 +23,7 @@ from oss2.exceptions import ClientError, InconsistentError, OssError, RequestErr
 from oss2.utils import is_ip_or_localhost
 
 from app.errors import AppError, ObjectNotFound, StorageError
-from app.storage.keys import check_key, is_key, key_under
+from app.storage.keys import check_key, is_key, is_private, key_under
 
 THREADS = 10  # more gain nothing (measured), and the connection pool is as large
 TIMEOUT_SECONDS = 10.0
@@ -98,10 +98,13 @@ class OssStorage:
         """Upload the source from its start, again from its start at each try, checked by CRC-64."""
         check_key(key)
         loan = _Loan(source)
+        headers = {"Content-Type": content_type}
+        if is_private(key):
+            headers["x-oss-object-acl"] = "private"  # whatever the bucket's is
 
         def upload() -> None:
             loan.seek(0)
-            self._bucket.put_object(key, loan, headers={"Content-Type": content_type}).resp.read()
+            self._bucket.put_object(key, loan, headers=headers).resp.read()
 
         try:
             await self._call("put", key, upload)
@@ -109,14 +112,14 @@ class OssStorage:
             loan.end()
 
     def url(self, key: str) -> str:
-        """Give the public address, or one that is signed for an hour when the bucket is private.
+        """Give the public address, or one that is signed for an hour when the bucket or the object is private.
 
         A V4 signature covers bucket, key and parameters but no host, so it also holds for a domain or CDN in
         front of the bucket (oss2: `ProviderAuthV4._sign_url`).
         """
         check_key(key)
         address = f"{self._base_url}/{key}"
-        if not self._signed_urls:
+        if not self._signed_urls and not is_private(key):
             return address
         signed = self._bucket.sign_url("GET", key, SIGNED_URL_SECONDS)
         return f"{address}?{urlsplit(signed).query}"

@@ -29,6 +29,7 @@ from app.errors import (
     InvalidModel,
     Throttled,
     Unreachable,
+    UnclearAnswer,
     UpstreamError,
     UpstreamNotFound,
     UpstreamTimeout,
@@ -135,7 +136,7 @@ async def test_bodies_are_asked_for_as_they_are(provider: HttpProvider, http: Ht
 
 async def test_what_comes_packed_all_the_same_is_not_unpacked(provider: HttpProvider, http: HttpClient) -> None:
     provider.expect(answers(gzip.compress(json.dumps(GOOD).encode()), content_encoding="gzip"))
-    assert type(await failure_of(http, provider.credential)) is UpstreamError
+    assert type(await failure_of(http, provider.credential)) is UnclearAnswer
 
 
 async def test_the_environment_sets_no_proxy(provider: HttpProvider, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,11 +236,11 @@ REFUSALS: dict[str, tuple[type[AppError], int, bytes]] = {
     "no free quota without a code": (UpstreamError, 429, b'{"message":"Free allocated quota exceeded."}'),
     "a bill": (UpstreamError, 429, b'{"code":"PostpaidBillOverdue","message":""}'),
     "inside": (UpstreamError, 500, b'{"code":"InternalError","message":"An internal error has occured"}'),
-    "inside with an output": (UpstreamError, 500, b'{"output":{"a":1},"request_id":"r"}'),
+    "inside with an output": (UnclearAnswer, 500, b'{"output":{"a":1},"request_id":"r"}'),
     "busy": (UpstreamError, 503, b'{"code":"ModelServingError","message":"x"}'),
     "odd types": (UpstreamError, 400, b'{"code":7,"message":["x"]}'),
     "odder types": (UpstreamError, 400, b'{"code":{"a":1},"message":{"b":2}}'),
-    "nulls": (UpstreamError, 400, b'{"code":null,"message":null,"error":null}'),
+    "nulls": (UnclearAnswer, 400, b'{"code":null,"message":null,"error":null}'),
 }
 
 
@@ -292,8 +293,8 @@ def test_what_is_no_answer_is_told_by_its_status(content: bytes) -> None:
     for status in (200, 201, 204, 301, 302, 400, 401, 403, 404, 408, 413, 429, 430, 500, 502, 503, 504, 599):
         with pytest.raises(AppError) as refused:
             understand(status, content)
-        assert type(refused.value) is meanings.get(status, UpstreamError)
-        if type(refused.value) is UpstreamError:
+        assert type(refused.value) is meanings.get(status, UnclearAnswer)
+        if type(refused.value) is UnclearAnswer:
             assert f"HTTP {status}" in refused.value.message
 
 
@@ -370,7 +371,7 @@ async def test_an_answer_beyond_the_limit_is_not_read(
 ) -> None:
     monkeypatch.setattr("app.dashscope.http.MAX_ANSWER_BYTES", 1000)
     provider.expect(answers(of_size(1001), status))
-    assert type(await failure_of(http, provider.credential)) is UpstreamError
+    assert type(await failure_of(http, provider.credential)) is UnclearAnswer
     assert len(provider.requests) == 1
 
 
@@ -383,7 +384,7 @@ async def test_an_answer_without_an_end_is_cut_and_its_connection_closed(
             await line.send(b"a" * 65536)
 
     provider.expect(flood)
-    assert type(await failure_of(http, provider.credential)) is UpstreamError
+    assert type(await failure_of(http, provider.credential)) is UnclearAnswer
     await provider.all_closed()
 
 

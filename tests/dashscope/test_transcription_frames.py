@@ -26,6 +26,7 @@ from app.errors import (
     InvalidApiKey,
     InvalidAudio,
     Throttled,
+    UnclearAnswer,
     UpstreamError,
     UpstreamTimeout,
 )
@@ -314,8 +315,8 @@ async def test_a_task_is_not_unknown_where_the_workspace_is(
         (throttles, Throttled),
         (answers(b"", 429), Throttled),
         (refuses("InvalidApiKey", status=401), InvalidApiKey),
-        (answers(b"", 500), UpstreamError),
-        (answers(b"", 503), UpstreamError),
+        (answers(b"", 500), UnclearAnswer),
+        (answers(b"", 503), UnclearAnswer),
         (Line.hang_up, ConnectionLost),
     ],
 )

@@ -27,6 +27,7 @@ from app.errors import (
     ConnectionLost,
     InvalidApiKey,
     Throttled,
+    UnclearAnswer,
     UpstreamError,
     UpstreamTimeout,
 )
@@ -361,7 +362,7 @@ async def test_a_store_that_cannot_be_called_is_an_error_of_ours(
     ("act", "error"),
     [
         (refuses("InvalidApiKey", status=401), InvalidApiKey),
-        (answers(b"", 500), UpstreamError),
+        (answers(b"", 500), UnclearAnswer),
     ],
 )
 async def test_a_refused_permit_is_told(

@@ -206,6 +206,8 @@ def height(samples: list[int], sample_rate: int = 8000) -> float:
         if energy / width < 1_000_000:
             continue
         lags = range(sample_rate // 450, sample_rate // 60)
-        best = max(lags, key=lambda lag: sum(part[n] * part[n + lag] for n in range(0, width, 2)))
-        found.append(sample_rate / best)
+        alike = {lag: sum(part[n] * part[n + lag] for n in range(0, width, 2)) for lag in lags}
+        enough = 0.9 * max(alike.values())
+        period = next(lag for lag in lags if alike[lag] >= enough and alike[lag] >= alike.get(lag + 1, 0))
+        found.append(sample_rate / period)
     return sorted(found)[len(found) // 2]

@@ -21,9 +21,12 @@ from .dialogue import dial
 
 RECOGNITION = "/api/v1/services/aigc/multimodal-generation/generation"
 TRANSCRIPTION = "/api/v1/services/audio/asr/transcription"
+CUSTOMIZATION = "/api/v1/services/audio/tts/customization"
+ENROLLMENT = "voice-enrollment"
 FLASH = "qwen3-asr-flash"
 FILETRANS = "qwen3-asr-flash-filetrans"
 PARAFORMER = "paraformer-v2"
+RESOLVE = {"X-DashScope-OssResourceResolve": "enable"}
 STRANGE = "欢迎使用语音识别服务。"
 PATIENCE = 8.0
 _PERIOD = 20
@@ -76,6 +79,24 @@ def oss_error(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, response.text.partition("<Code>")[2].partition("</Code>")[0]
 
 
+def output(response: httpx.Response) -> Json:
+    """The output of a customization, whose envelope must be whole."""
+    assert response.status_code == 200, response.text
+    body = response.json()
+    assert body.keys() == {"request_id", "output", "usage"}
+    assert body["usage"] == {"count": 1}
+    uuid.UUID(body["request_id"])
+    return dict(body["output"])
+
+
+def add_voices(server: RunningSandbox, api_key: str, **wanted: Any) -> list[str]:
+    """Voices as if made elsewhere: their ids, the oldest first."""
+    body = {"api_key": api_key, "target_model": "cosyvoice-v3-flash", "prefix": "mine", **wanted}
+    response = ANYBODY.post(f"{server.http_url}/_sandbox/voices", json=body)
+    assert response.status_code == 200, response.text
+    return list(response.json()["voice_ids"])
+
+
 class Services:
     """The services as one caller sees them; every caller has a key of its own."""
 
@@ -124,6 +145,21 @@ class Services:
         assert (response.status_code, response.content) == (200, b""), response.text
         return f"oss://{policy['upload_dir']}/{name}"
 
+    def customize(self, action: str, headers: Json | None = None, **asked: Any) -> httpx.Response:
+        body = {"model": ENROLLMENT, "input": {"action": action, **asked}}
+        return self.http.post(CUSTOMIZATION, json=body, headers=headers)
+
+    def enroll(self, url: str, target_model: str = "cosyvoice-v3-flash", prefix: str = "mine", **more: Any) -> str:
+        """A new clone's id."""
+        asked = {"target_model": target_model, "prefix": prefix, "url": url, **more}
+        return str(output(self.customize("create_voice", RESOLVE, **asked))["voice_id"])
+
+    def voice(self, voice_id: str) -> Json:
+        return output(self.customize("query_voice", voice_id=voice_id))
+
+    def voices(self, **asked: Any) -> list[Json]:
+        return list(output(self.customize("list_voice", **asked))["voice_list"])
+
     def requests(self) -> list[Json]:
         """What the sandbox noted of this caller's requests."""
         entries = ANYBODY.get(f"{self.server.http_url}/_sandbox/requests").json()
@@ -140,9 +176,9 @@ def calling(server: RunningSandbox) -> Iterator[Services]:
         yield Services(server, http)
 
 
-async def speak(server: RunningSandbox, *texts: str, **parameters: Any) -> bytes:
+async def speak(server: RunningSandbox, *texts: str, key: str = "sk-test-1", **parameters: Any) -> bytes:
     """The audio of one CosyVoice task."""
-    async with dial(server.ws_url) as dialogue:
+    async with dial(server.ws_url, key) as dialogue:
         return (await dialogue.say(*texts, **parameters)).audio
 
 

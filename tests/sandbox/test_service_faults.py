@@ -56,6 +56,7 @@ def test_requests_are_noted(services: Services) -> None:
         "api_key": services.key,
         "headers": {"x-dashscope-workspace": "ws-1", "x-dashscope-sse": "enable"},
         "model": FLASH,
+        "action": None,
         "input": {
             "messages": [
                 {"role": "system", "content": [{"text": "词"}]},

@@ -17,6 +17,7 @@ from .services import (
     FILETRANS,
     FLASH,
     PARAFORMER,
+    RESOLVE,
     STRANGE,
     Json,
     Services,
@@ -29,8 +30,6 @@ from .services import (
 )
 
 Parts = list[tuple[str, tuple[str | None, str]]]
-
-RESOLVE = {"X-DashScope-OssResourceResolve": "enable"}
 
 
 @pytest.fixture(scope="module")

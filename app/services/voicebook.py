@@ -1,0 +1,254 @@
+"""The cloned voices of each account at the provider, as far as this backend knows them.
+
+The provider's list costs calls, lags behind and tells little, so it is written down here once a minute at most. What we
+do ourselves, and what the provider says of a single voice, is written down at once and believed more than the list for
+a while. The records of the voices' making follow.
+"""
+
+import asyncio
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.catalog import read_voice_id
+from app.completion import run_to_end
+from app.dashscope import Credential, EnrollmentClient, VoiceReport
+from app.database import Database
+from app.errors import NotReady, UpstreamTimeout, VoiceNotFound
+from app.models import Enrollment, Voice, VoiceListing, VoiceSample
+from app.services.inflight import InFlight
+
+log = structlog.get_logger(__name__)
+
+LISTED_FOR = timedelta(seconds=60)
+# How long the provider's list may lag behind what was done.
+LAG = timedelta(seconds=120)
+FOLLOW_AFTER = timedelta(seconds=2)
+MAX_PREFIX_CHARS = 64
+ROUND_SECONDS = 60.0
+CLAIM = timedelta(seconds=ROUND_SECONDS + 5)
+OTHERS_ROUND_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class VoicePage:
+    """One page of an account's voices, newest first, and how many there are in all."""
+
+    voices: list[Voice]
+    total: int
+
+
+class VoiceBook:
+    """Knows the voices of all accounts, and keeps what it knows fresh."""
+
+    def __init__(self, database: Database, client: EnrollmentClient, in_flight: InFlight) -> None:
+        self._database = database
+        self._client = client
+        self._in_flight = in_flight
+        self._rounds: dict[str, asyncio.Task[None]] = {}
+
+    async def page(
+        self, account: str, page: int, page_size: int, prefix: str | None = None, model: str | None = None
+    ) -> VoicePage:
+        """An account's voices by pages that count from 0; `prefix` and `model` are exact."""
+        wanted = [Voice.account == account, Voice.deleted_at.is_(None)]
+        if prefix:
+            wanted.append(Voice.prefix == prefix)
+        if model:
+            wanted.append(Voice.target_model == model)
+        rows = (
+            select(Voice)
+            .where(*wanted)
+            .order_by(Voice.created_at.desc(), Voice.voice_id.desc())
+            .offset(page * page_size)
+            .limit(page_size)
+        )
+        async with self._database.snapshot() as session:
+            total = await session.scalar(select(func.count()).select_from(Voice).where(*wanted))
+            voices = list(await session.scalars(rows))
+        return VoicePage(voices, total or 0)
+
+    async def find(self, account: str, voice_id: str) -> Voice | None:
+        """A voice of the account, also one that we deleted lately."""
+        async with self._database.snapshot() as session:
+            return await session.get(Voice, (account, voice_id))
+
+    async def refresh(self, credential: Credential) -> None:
+        """List the account's voices at the provider, unless that was done within the last minute, by whatever process.
+
+        Raises the AppError that kept it from that.
+        """
+        account = credential.account
+        if account not in self._rounds:
+            if await self._is_listed(account):
+                return
+            self._rounds[account] = self._in_flight.start(self._list(credential))
+            self._rounds[account].add_done_callback(lambda _: self._rounds.pop(account))
+        await asyncio.shield(self._rounds[account])
+
+    async def note(self, account: str, report: VoiceReport, asked_at: datetime) -> None:
+        """Write down what the provider says of one voice, asked at that moment, unless more is known since."""
+
+        async def write() -> None:
+            async with self._database.transaction() as session:
+                known = await session.get(Voice, (account, report.voice_id))
+                if known is None:
+                    session.add(_voice(account, report, asked_at))
+                elif known.seen_at > asked_at:
+                    return
+                else:
+                    _copy(report, known, asked_at)
+                await _follow(session, account, report)
+
+        try:
+            await write()
+        except IntegrityError:  # somebody else wrote the same voice down first
+            await write()
+
+    async def forget(self, account: str, voice_id: str) -> None:
+        """Write down that a voice is gone; its sample goes too."""
+        now = datetime.now(UTC)
+        gone = update(Voice).where(Voice.account == account, Voice.voice_id == voice_id)
+        async with self._database.transaction() as session:
+            await session.execute(gone.values(deleted_at=now, seen_at=now))
+            await _retire(session, account, [voice_id], now)
+
+    async def _is_listed(self, account: str) -> bool:
+        async with self._database.snapshot() as session:
+            listed_at = await session.scalar(select(VoiceListing.listed_at).where(VoiceListing.account == account))
+        return listed_at is not None and listed_at > datetime.now(UTC) - LISTED_FOR
+
+    async def _list(self, credential: Credential) -> None:
+        account = credential.account
+        token = await self._take_turn(account)
+        if token is None:
+            return
+        started_at, listed_at = datetime.now(UTC), None
+        try:
+            async with asyncio.timeout(ROUND_SECONDS):
+                listed = await self._complete(credential, await self._client.find(credential))
+            try:
+                await self._write_down(account, listed, started_at)
+            except IntegrityError:  # a voice was written down meanwhile
+                await self._write_down(account, listed, started_at)
+            listed_at = started_at
+        except TimeoutError:
+            raise UpstreamTimeout from None
+        finally:
+            await run_to_end(self._end_turn(account, token, listed_at))
+
+    async def _complete(self, credential: Credential, listed: list[VoiceReport]) -> list[VoiceReport]:
+        """Ask for the models of new voices whose ids do not tell them."""
+        strange = {report.voice_id for report in listed if read_voice_id(report.voice_id) is None}
+        if strange:
+            rows = select(Voice.voice_id).where(Voice.account == credential.account, Voice.voice_id.in_(strange))
+            async with self._database.snapshot() as session:
+                strange -= set(await session.scalars(rows))
+        told = {}
+        for voice_id in sorted(strange):
+            with suppress(VoiceNotFound):
+                told[voice_id] = await self._client.query(credential, voice_id)
+        return [told.get(report.voice_id, report) for report in listed]
+
+    async def _take_turn(self, account: str) -> uuid.UUID | None:
+        """Wait for the right to list; None when somebody else has listed meanwhile. Raises NotReady after a while."""
+        deadline = datetime.now(UTC) + CLAIM
+        token = uuid.uuid4()
+        while (now := datetime.now(UTC)) < deadline:
+            free = or_(VoiceListing.claimed_until.is_(None), VoiceListing.claimed_until < now)
+            claiming = update(VoiceListing).where(VoiceListing.account == account, free)
+            try:
+                async with self._database.transaction() as session:
+                    listing = await session.get(VoiceListing, account)
+                    if listing is None:
+                        session.add(VoiceListing(account=account, claimed_by=token, claimed_until=now + CLAIM))
+                        return token
+                    if listing.listed_at is not None and listing.listed_at > now - LISTED_FOR:
+                        return None
+                    claimed = claiming.values(claimed_by=token, claimed_until=now + CLAIM)
+                    if await session.scalar(claimed.returning(VoiceListing.account)):
+                        return token
+            except IntegrityError:
+                continue
+            await asyncio.sleep(OTHERS_ROUND_POLL_SECONDS)
+        raise NotReady("音色列表正在刷新，请稍后重试")
+
+    async def _end_turn(self, account: str, token: uuid.UUID, listed_at: datetime | None) -> None:
+        mine = update(VoiceListing).where(VoiceListing.account == account, VoiceListing.claimed_by == token)
+        values = {"listed_at": listed_at} if listed_at else {}
+        async with self._database.transaction() as session:
+            await session.execute(mine.values(claimed_by=None, claimed_until=None, **values))
+
+    async def _write_down(self, account: str, listed: list[VoiceReport], started_at: datetime) -> None:
+        """Make the book say what the list says, but for what is known better."""
+        rows = select(Voice).where(Voice.account == account)
+        async with self._database.transaction() as session:
+            known = {voice.voice_id: voice for voice in await session.scalars(rows)}
+            for report in listed:
+                voice = known.pop(report.voice_id, None)
+                if voice is None:
+                    session.add(_voice(account, report, started_at))
+                elif _is_news(report, voice, started_at):
+                    _copy(report, voice, started_at)
+                    await _follow(session, account, report)
+            gone = [voice for voice in known.values() if (voice.deleted_at or voice.created_at) < started_at - LAG]
+            for voice in gone:
+                await session.delete(voice)
+            await _retire(session, account, [voice.voice_id for voice in gone], started_at)
+
+
+def _voice(account: str, report: VoiceReport, seen_at: datetime) -> Voice:
+    model, prefix = read_voice_id(report.voice_id) or (report.target_model or "", "")
+    return Voice(
+        account=account,
+        voice_id=report.voice_id,
+        target_model=report.target_model or model,
+        prefix=prefix[:MAX_PREFIX_CHARS],
+        status=report.status,
+        created_at=report.created_at,
+        modified_at=report.modified_at,
+        seen_at=seen_at,
+    )
+
+
+def _copy(report: VoiceReport, voice: Voice, seen_at: datetime) -> None:
+    voice.target_model = report.target_model or voice.target_model
+    voice.status, voice.created_at, voice.modified_at = report.status, report.created_at, report.modified_at
+    voice.seen_at, voice.deleted_at = seen_at, None
+
+
+def _is_news(report: VoiceReport, voice: Voice, listed_at: datetime) -> bool:
+    """Whether the list tells more of a voice than we know; it may lag behind."""
+    recent = listed_at - LAG
+    if voice.deleted_at is not None:
+        return voice.deleted_at < recent
+    if (report.status, report.modified_at) == (voice.status, voice.modified_at) or voice.seen_at >= listed_at:
+        return False
+    is_progress = report.modified_at >= voice.modified_at and report.status != "DEPLOYING"
+    return voice.seen_at < recent or report.modified_at > voice.modified_at or is_progress
+
+
+async def _follow(session: AsyncSession, account: str, report: VoiceReport) -> None:
+    """Let the record of a voice's making tell its status, and be followed again while that is not final."""
+    now = datetime.now(UTC)
+    made = update(Enrollment).where(Enrollment.account == account, Enrollment.voice_id == report.voice_id)
+    await session.execute(made.where(Enrollment.status != report.status).values(status=report.status))
+    if report.status == "DEPLOYING":
+        again = made.where(Enrollment.next_check_at.is_(None))
+        await session.execute(again.values(followed_since=now, misses=0, next_check_at=now + FOLLOW_AFTER))
+
+
+async def _retire(session: AsyncSession, account: str, voice_ids: list[str], now: datetime) -> None:
+    """Have the samples of voices that are gone removed, and nobody follow those."""
+    if not voice_ids:
+        return
+    made = update(Enrollment).where(Enrollment.account == account, Enrollment.voice_id.in_(voice_ids))
+    await session.execute(made.values(next_check_at=None, claimed_by=None, claimed_until=None))
+    samples = update(VoiceSample).where(VoiceSample.account == account, VoiceSample.voice_id.in_(voice_ids))
+    await session.execute(samples.values(remove_at=now))
