@@ -23,5 +23,8 @@ def test_every_curl_command_works(tmp_path: Path, sandbox: Sandbox) -> None:
     assert done.stdout.count('"text":"你好，欢迎使用语音合成服务！"') >= 3
     assert "00:00:00," in done.stdout
     assert duration((tmp_path / "speech.mp3").read_bytes(), "mp3", 22050) > 1
+    assert done.stdout.count('"target_model":"cosyvoice-v3-flash"') >= 3
+    assert '"status":"OK"' in done.stdout
+    assert duration((tmp_path / "sample.mp3").read_bytes(), "mp3", 22050) > 5
     assert duration((tmp_path / "stream.wav").read_bytes(), "wav", 24000) > 1
     assert "x-record-id: 2" in (tmp_path / "headers.txt").read_text().lower()

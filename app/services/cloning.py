@@ -83,6 +83,8 @@ class CloningService:
     async def _create(self, user_id: uuid.UUID, order: CloningOrder, audio: AudioUrl | AudioFile) -> Cloned:
         with closing(audio):
             sent = _as_sent(order)
+            if find_speech_model(order.target_model) is None:
+                raise InvalidModel(f"无效的模型名称：{order.target_model[:64]}，可用模型见 /api/audio/tts/models")
             credential = await self._accounts.credential(user_id)
             _require_cloning_model(order.target_model, credential.region)
             async with self._samples.admitted(user_id, audio) as sample:
@@ -201,11 +203,8 @@ def provider_prefix(prefix: str) -> str:
 
 def _require_cloning_model(model_id: str, region: str) -> None:
     here = cloning_models(region)
-    if model_id in here:
-        return
-    if find_speech_model(model_id) is None:
-        raise InvalidModel(f"无效的模型名称：{model_id[:64]}，声音复刻可用：{'、'.join(here)}")
-    raise InvalidModel(f"API Key 所在地域不支持用 {model_id} 复刻声音，可用：{'、'.join(here)}")
+    if model_id not in here:
+        raise InvalidModel(f"API Key 所在地域不支持用 {model_id} 复刻声音，可用：{'、'.join(here)}")
 
 
 def _digest(order: CloningOrder, sample: HeldSample | str) -> str:

@@ -114,15 +114,17 @@ class OssStorage:
     def url(self, key: str) -> str:
         """Give the public address, or one that is signed for an hour when the bucket or the object is private.
 
+        A private object has that of the bucket itself, past any CDN, which could keep it or have rights of its own.
+
         A V4 signature covers bucket, key and parameters but no host, so it also holds for a domain or CDN in
         front of the bucket (oss2: `ProviderAuthV4._sign_url`).
         """
         check_key(key)
-        address = f"{self._base_url}/{key}"
         if not self._signed_urls and not is_private(key):
-            return address
+            return f"{self._base_url}/{key}"
         signed = self._bucket.sign_url("GET", key, SIGNED_URL_SECONDS)
-        return f"{address}?{urlsplit(signed).query}"
+        base_url = self._bucket_url if is_private(key) else self._base_url
+        return f"{base_url}/{key}?{urlsplit(signed).query}"
 
     def key_of(self, url: str) -> str | None:
         """Recognise an address of the bucket, its own or that of the domain in front of it, signed or not."""
