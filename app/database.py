@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ class Database:
         self.engine = create_engine(url)
         self._read = async_sessionmaker(self.engine, expire_on_commit=False)
         self._write = async_sessionmaker(self.engine.execution_options(**{_WRITE: True}), expire_on_commit=False)
+        # SQLite lets whoever looks next have the lock: under load some writers would never get it.
+        is_sqlite = self.engine.dialect.name == "sqlite"
+        self._queue: AbstractAsyncContextManager[object] = asyncio.Lock() if is_sqlite else nullcontext()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
         """One write unit: committed when the block ends, rolled back when it raises. Never remote calls inside."""
-        async with self._write.begin() as session:
+        async with self._queue, self._write.begin() as session:
             yield session
 
     @asynccontextmanager

@@ -246,11 +246,15 @@ class SealBroken(AppError):
 
 
 class UpstreamError(AppError):
-    """The provider answered with an error that the client cannot mend by changing the request."""
+    """The provider answered with an error that the client cannot mend by changing the request.
+
+    `is_its_fault` says that it blames itself (5xx), so that it may have done part of the work.
+    """
 
     status = 502
     code = "UPSTREAM_ERROR"
     default_message = "百炼平台返回错误"
+    is_its_fault = False
 
 
 class ConnectionLost(UpstreamError):

@@ -28,6 +28,7 @@ from app.routers.envelope import describe_errors_as_answered
 from app.routers.failures import AnswerUnexpected, add_failure_handlers
 from app.services import open_services
 from app.settings import Settings
+from app.stopping import hearing_stop
 
 # Of routes that take no audio; the longest text is far below this.
 MAX_BODY_BYTES = 1024 * 1024
@@ -58,7 +59,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         return_large_blocks()
         async with open_services(settings) as services:
             app.state.services = services
-            yield
+            with hearing_stop(services.in_flight.hurry):
+                yield
 
     app = FastAPIOffline(
         title="AI 语音后端",

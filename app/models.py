@@ -226,7 +226,7 @@ class Enrollment(Watched, Table):
     __table_args__ = (
         Index("ix_enrollments_next_check_at", "next_check_at"),
         Index("ix_enrollments_account_target_model_prefix", "account", "target_model", "prefix"),
-        UniqueConstraint("account", "voice_id"),
+        UniqueConstraint("voice_id", "account"),
     )
 
     account: Mapped[str] = mapped_column(String(64))
@@ -247,6 +247,7 @@ class Voice(Table):
     """
 
     __tablename__ = "voices"
+    __table_args__ = (Index("ix_voices_voice_id", "voice_id"),)
 
     account: Mapped[str] = mapped_column(String(64), primary_key=True)
     voice_id: Mapped[str] = mapped_column(String(PROVIDER_ID_CHARS), primary_key=True)
@@ -279,7 +280,7 @@ class VoiceSample(Table):
 
     __tablename__ = "voice_samples"
     __table_args__ = (
-        Index("ix_voice_samples_account_voice_id", "account", "voice_id"),
+        Index("ix_voice_samples_voice_id", "voice_id"),
         Index("ix_voice_samples_remove_at", "remove_at"),
     )
 

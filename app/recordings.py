@@ -4,8 +4,8 @@ Strangers upload these files, so FFmpeg gets a short leash: it sees the bytes of
 file or address, it has a few containers and audio codecs to choose from, no picture is decoded, and time, streams,
 channels and memory are bounded. Everything blocks: call it in a thread.
 
-MP4 (m4a, mp4, mov, 3gp) is no part of RECOGNIZABLE on purpose: 400 KB of it can unpack to tables that take FFmpeg 440 MB
-of memory. Name M4A only in a process of its own whose memory is limited, as app.samples does.
+MP4 (m4a, mp4, mov, 3gp) is no part of RECOGNIZABLE on purpose: 400 KB of it can unpack to tables that take FFmpeg
+440 MB of memory. Name M4A only in a process of its own whose memory is limited, as app.samples does.
 """
 
 import os

@@ -38,6 +38,7 @@ def upgrade() -> None:
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("account", "voice_id", name=op.f("pk_voices")),
     )
+    op.create_index("ix_voices_voice_id", "voices", ["voice_id"])
     op.create_table(
         "voice_samples",
         sa.Column("key", sa.String(length=512), nullable=False),
@@ -55,7 +56,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key", name=op.f("pk_voice_samples")),
         sa.UniqueConstraint("record_id", name=op.f("uq_voice_samples_record_id")),
     )
-    op.create_index("ix_voice_samples_account_voice_id", "voice_samples", ["account", "voice_id"])
+    op.create_index("ix_voice_samples_voice_id", "voice_samples", ["voice_id"])
     op.create_index("ix_voice_samples_remove_at", "voice_samples", ["remove_at"])
     op.create_table(
         "enrollments",
@@ -82,7 +83,7 @@ def upgrade() -> None:
             ["user_id"], ["users.id"], name=op.f("fk_enrollments_user_id_users"), ondelete="RESTRICT"
         ),
         sa.PrimaryKeyConstraint("record_id", name=op.f("pk_enrollments")),
-        sa.UniqueConstraint("account", "voice_id", name=op.f("uq_enrollments_account_voice_id")),
+        sa.UniqueConstraint("voice_id", "account", name=op.f("uq_enrollments_voice_id_account")),
     )
     op.create_index("ix_enrollments_account_target_model_prefix", "enrollments", ["account", "target_model", "prefix"])
     op.create_index("ix_enrollments_next_check_at", "enrollments", ["next_check_at"])
@@ -95,7 +96,8 @@ def downgrade() -> None:
     op.drop_index("ix_enrollments_account_target_model_prefix", "enrollments")
     op.drop_table("enrollments")
     op.drop_index("ix_voice_samples_remove_at", "voice_samples")
-    op.drop_index("ix_voice_samples_account_voice_id", "voice_samples")
+    op.drop_index("ix_voice_samples_voice_id", "voice_samples")
     op.drop_table("voice_samples")
+    op.drop_index("ix_voices_voice_id", "voices")
     op.drop_table("voices")
     op.drop_table("voice_listings")

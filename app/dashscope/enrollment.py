@@ -12,15 +12,17 @@ from app.dashscope.answers import read_moment, read_object, read_text
 from app.dashscope.credential import Credential
 from app.dashscope.http import HttpClient
 from app.dashscope.uploads import RESOLVE_UPLOADS
-from app.errors import UnclearAnswer
+from app.errors import UnclearAnswer, UpstreamError
 
 log = structlog.get_logger(__name__)
 
 PATH = "/services/audio/tts/customization"
 SERVICE = "voice-enrollment"
 PAGE_SIZE = 100  # the largest that is allowed is not documented (§14): see `_may_continue`
+DEFAULT_PAGE_SIZE = 10
 MAX_PAGES = 200
 MAX_VOICE_ID_CHARS = 128
+MAX_MODEL_CHARS = 64
 
 VoiceStatus = Literal["DEPLOYING", "OK", "UNDEPLOYED"]
 _STATUSES: dict[str, VoiceStatus] = {"DEPLOYING": "DEPLOYING", "OK": "OK", "UNDEPLOYED": "UNDEPLOYED"}
@@ -71,8 +73,20 @@ class EnrollmentClient:
         return voice_id
 
     async def find(self, credential: Credential, prefix: str | None = None) -> list[VoiceReport]:
-        """All voices of the account, or those of a prefix. Raises the AppError that a refusal means."""
-        asked: dict[str, Any] = {"page_size": PAGE_SIZE} | ({"prefix": prefix} if prefix else {})
+        """All voices of the account, or those of a prefix. Raises the AppError that a refusal means.
+
+        What is refused without a better reason is asked for in pages of the default size.
+        """
+        try:
+            return await self._find(credential, prefix, PAGE_SIZE)
+        except UpstreamError as error:
+            if type(error) is not UpstreamError:
+                raise
+            log.warning("provider_page_size_refused", page_size=PAGE_SIZE)
+            return await self._find(credential, prefix, DEFAULT_PAGE_SIZE)
+
+    async def _find(self, credential: Credential, prefix: str | None, page_size: int) -> list[VoiceReport]:
+        asked: dict[str, Any] = {"page_size": page_size} | ({"prefix": prefix} if prefix else {})
         found: dict[str, VoiceReport] = {}
         largest = 0
         for page_index in range(MAX_PAGES):
@@ -84,7 +98,7 @@ class EnrollmentClient:
             known = len(found)
             found |= {report.voice_id: report for report in reports}
             largest = max(largest, len(listed))
-            if len(found) == known or not _may_continue(len(listed), largest):
+            if len(found) == known or not _may_continue(len(listed), largest, page_size):
                 return list(found.values())
         log.warning("provider_voice_list_endless", pages=MAX_PAGES)
         raise UnclearAnswer
@@ -118,10 +132,14 @@ class EnrollmentClient:
 def read_report(entry: dict[str, Any]) -> VoiceReport | None:
     """Read what a list or a query tells of a voice; None for what is none."""
     voice_id, told = read_text(entry.get("voice_id")), entry.get("status")
-    status = _STATUSES.get(told) if isinstance(told, str) else None
-    if voice_id is None or len(voice_id) > MAX_VOICE_ID_CHARS or status is None:
-        log.warning("provider_voice_unreadable", voice_id=voice_id and voice_id[:64], status=str(told)[:32])
+    if voice_id is None or len(voice_id) > MAX_VOICE_ID_CHARS:
+        log.warning("provider_voice_unreadable", voice_id=voice_id and voice_id[:64])
         return None
+    status = _STATUSES.get(told) if isinstance(told, str) else None
+    if status is None:
+        log.warning("provider_voice_status_unknown", voice_id=voice_id, status=str(told)[:32])
+        status = "DEPLOYING"
+    model = read_text(entry.get("target_model"))
     now = datetime.now(UTC).replace(microsecond=0)
     created_at = read_moment(entry.get("gmt_create")) or now
     return VoiceReport(
@@ -129,14 +147,14 @@ def read_report(entry: dict[str, Any]) -> VoiceReport | None:
         status=status,
         created_at=created_at,
         modified_at=read_moment(entry.get("gmt_modified")) or created_at,
-        target_model=read_text(entry.get("target_model")),
+        target_model=model if model and len(model) <= MAX_MODEL_CHARS else None,
         resource_link=read_text(entry.get("resource_link")),
     )
 
 
-def _may_continue(size: int, largest: int) -> bool:
+def _may_continue(size: int, largest: int, page_size: int) -> bool:
     """Whether more may come after a page of this size: it is full, or as full as a lower limit of theirs would have it.
 
     Limits are round numbers, and no page before was larger.
     """
-    return size > 0 and (size >= PAGE_SIZE or (size == largest and math.gcd(size, 10) == 10))
+    return size > 0 and (size >= page_size or (size == largest and math.gcd(size, 10) == 10))

@@ -123,7 +123,9 @@ def explain(code: str, message: str, status: int = 0) -> AppError:
         kind = UnclearAnswer
     elif status == 404 and code not in _REASONS:
         kind = UpstreamNotFound
-    return kind(f"百炼平台返回错误：{reason}（{code or '无错误码'}）")
+    error = kind(f"百炼平台返回错误：{reason}（{code or '无错误码'}）")
+    error.is_its_fault = status >= 500
+    return error
 
 
 def may_retry(error: AppError, *, accepted: bool) -> bool:

@@ -55,10 +55,10 @@ async def list_system_voices(
     user: CurrentUser,
     model: Annotated[
         str,
-        Query(description="按模型筛选：`cosyvoice-v3-flash`、`cosyvoice-v3-plus`、`cosyvoice-v2`", max_length=64),
+        Query(description="按模型筛选：`cosyvoice-v3-flash`、`cosyvoice-v3-plus`、`cosyvoice-v2`"),
     ] = "",
     category: Annotated[
-        str, Query(description="按场景筛选：社交陪伴、童声、客服、语音助手、有声书、方言、出海营销等", max_length=64)
+        str, Query(description="按场景筛选：社交陪伴、童声、客服、语音助手、有声书、方言、出海营销等")
     ] = "",
     language: Annotated[
         str,

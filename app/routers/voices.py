@@ -123,7 +123,7 @@ def _cloned_voice_id(
     voice_id: Annotated[str, Path(description="复刻音色ID", max_length=200, examples=["cosyvoice-v3-plus-myvoice-x"])],
 ) -> str:
     if voice_id in _NO_VOICES:
-        raise HTTPException(405)
+        raise HTTPException(405, headers={"Allow": "POST" if voice_id == "create" else "GET"})
     return voice_id
 
 
@@ -195,17 +195,17 @@ async def create_voice(services: ServicesDep, user: CurrentUser, request: Reques
     summary="复刻音色列表",
     description=(
         "分页查询当前 API Key 所属账号的复刻音色，最新的在前，可按前缀和模型筛选。"
-        "在别处用同一账号创建或删除的音色，一分钟内可见。"
+        "在别处用同一账号创建或删除的音色，一两分钟内可见。"
     ),
     responses=error_answers(400, 401, 403, 429, 502, 503, 504),
 )
 async def list_voices(
     services: ServicesDep,
     user: CurrentUser,
-    prefix: Annotated[str, Query(description="按前缀筛选", max_length=64)] = "",
+    prefix: Annotated[str, Query(description="按前缀筛选")] = "",
     page: Annotated[int, Query(description="页码，从0开始", ge=0, le=1_000_000)] = 0,
     page_size: Annotated[int, Query(description="每页数量", ge=1, le=1000)] = 10,
-    model: Annotated[str, Query(description="按目标模型筛选", max_length=64, examples=["cosyvoice-v3-flash"])] = "",
+    model: Annotated[str, Query(description="按目标模型筛选", examples=["cosyvoice-v3-flash"])] = "",
 ) -> Envelope[VoiceList]:
     """List the account's cloned voices."""
     found = await services.voices.page(user.id, page, page_size, prefix or None, model or None)

@@ -46,7 +46,7 @@ MAX_SUBMISSIONS_AT_ONCE = 8
 # A body with Base64 takes three times its size in memory while it is decoded: that many at once.
 BODIES_DECODED_AT_ONCE = 2
 # The provider allows 10 per second and account (PROTOCOL §3), which may have other callers than us.
-ENROLLMENT_RATE = "8/second"
+ENROLLMENT_RATE = "5/second"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ class Services:
     cloning: CloningService
     voices: VoiceService
     decoding: CapacityLimiter
+    in_flight: InFlight
 
 
 @asynccontextmanager
@@ -146,4 +147,5 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             cloning=cloning,
             voices=voices,
             decoding=CapacityLimiter(BODIES_DECODED_AT_ONCE),
+            in_flight=in_flight,
         )

@@ -24,7 +24,7 @@ from app.services.accounts import AccountService
 from app.services.claims import CLAIM
 from app.services.delivery import AudioFile, AudioUrl
 from app.services.enrollments import ClaimedEnrollment, OpenEnrollments
-from app.services.following import VoiceFollower
+from app.services.following import VoiceFollower, listed_prefix
 from app.services.inflight import InFlight
 from app.services.records import OpenRecord, Price, RecordService, Status
 from app.services.rounds import again_in
@@ -91,18 +91,20 @@ class CloningService:
                 digest = _digest(sent, sample)
                 lost = await self._enrollments.find_lost(user_id, credential.account, digest)
                 if lost is not None:
-                    return await self._wait_for(lost)
+                    return await self._look_for(lost)
                 asked = _describe(order, audio)
                 async with self._records.running(user_id, "voice", order.target_model, asked, FREE) as record:
                     return await self._order(user_id, credential, sent, sample, digest, record)
 
-    async def _wait_for(self, record_id: int) -> Cloned:
-        """Look once more for the voice of a lost order. Raises UpstreamTimeout while there is none."""
-        await asyncio.shield(self._follower.check(record_id))
-        found = await self._enrollments.find(record_id)
+    async def _look_for(self, lost: Enrollment) -> Cloned:
+        """The voice of a lost order, looked for once more if need be. Raises UpstreamTimeout while there is none."""
+        found: Enrollment | None = lost
+        if lost.voice_id is None:
+            await asyncio.shield(self._follower.check(lost.record_id))
+            found = await self._enrollments.find(lost.record_id)
         if found is None or found.voice_id is None:
             raise UpstreamTimeout(LOST_FOR_NOW)
-        return Cloned(record_id, found.voice_id, found.status or "DEPLOYING", found.target_model)
+        return Cloned(found.record_id, found.voice_id, found.status or "DEPLOYING", found.target_model)
 
     async def _order(
         self,
@@ -114,7 +116,7 @@ class CloningService:
         record: OpenRecord,
     ) -> Cloned:
         """Ask the provider, and bring the record to its end, or to those who go on looking for the voice."""
-        before = [voice.voice_id for voice in await self._client.find(credential, order.prefix)]
+        before = [voice.voice_id for voice in await self._client.find(credential, listed_prefix(order.prefix))]
         now = datetime.now(UTC)
         row = Enrollment(
             record_id=record.id,
@@ -147,7 +149,8 @@ class CloningService:
         return Cloned(record.id, voice_id, "DEPLOYING", order.target_model)
 
     async def _settle(self, claimed: ClaimedEnrollment, voice_id: str) -> None:
-        await self._enrollments.succeed(claimed, voice_id)
+        if not await self._enrollments.succeed(claimed, voice_id):
+            log.error("voice_without_record", record_id=claimed.record.id, voice_id=voice_id)
         now = datetime.now(UTC).replace(microsecond=0)
         await self._book.note(claimed.row.account, VoiceReport(voice_id, "DEPLOYING", now, now), now)
         self._follower.wake()
@@ -156,7 +159,7 @@ class CloningService:
         """Find out what became of an order that failed: gives its voice. Raises the failure if there is none yet."""
         unclear = may_have_worked(failure)
         try:
-            if unclear or isinstance(failure, UpstreamError):
+            if unclear or (isinstance(failure, UpstreamError) and failure.is_its_fault):
                 await run_to_end(self._enrollments.lose(claimed))
                 for pause_seconds in (*SEEK_PAUSES_SECONDS, None) if unclear else (None,):
                     voice_id = await self._seek(claimed, credential)

@@ -1,17 +1,21 @@
 """Voices that are being made at the provider, as the database knows them, and how their making ends."""
 
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Executable, exists, select, update
 
+from app.completion import run_to_end
 from app.database import Database
 from app.errors import AppError, NotReady
-from app.models import Enrollment, VoiceSample
+from app.models import Enrollment, Voice, VoiceSample
 from app.services.claims import Claimed, Claims
 from app.services.records import OpenRecord, RecordService, Status
 from app.services.voicebook import FOLLOW_AFTER
+
+# For how long the voice of a lost order is given to who repeats the order.
+REMEMBERED = timedelta(hours=1)
 
 ClaimedEnrollment = Claimed[Enrollment]
 
@@ -28,21 +32,27 @@ class OpenEnrollments(Claims[Enrollment]):
 
         Raises NotReady when another process was quicker than this one, which must have slept.
         """
-        await self._records.hand_over(record, enrollment)
+        await run_to_end(self._records.hand_over(record, enrollment))
         claimed = await self.claim(record.id)
         if claimed is None:
             raise NotReady
         return claimed
 
-    async def find_lost(self, user_id: uuid.UUID, account: str, digest: str) -> int | None:
-        """The record of the same order by the same user, whose answer was lost and whose voice did not turn up yet."""
-        wanted = select(Enrollment.record_id).where(
+    async def find_lost(self, user_id: uuid.UUID, account: str, digest: str) -> Enrollment | None:
+        """The same order by the same user, if its answer was lost and its voice is looked for, or was found lately."""
+        now = datetime.now(UTC)
+        is_lost = Enrollment.lost_at.is_not(None) | (Enrollment.claimed_until < now)
+        is_sought = Enrollment.voice_id.is_(None) & Enrollment.next_check_at.is_not(None)
+        was_found = Enrollment.voice_id.is_not(None) & (Enrollment.lost_at > now - REMEMBERED)
+        is_deleted = exists().where(
+            Voice.account == account, Voice.voice_id == Enrollment.voice_id, Voice.deleted_at.is_not(None)
+        )
+        wanted = select(Enrollment).where(
             Enrollment.user_id == user_id,
             Enrollment.account == account,
             Enrollment.digest == digest,
-            Enrollment.voice_id.is_(None),
-            Enrollment.lost_at.is_not(None),
-            Enrollment.next_check_at.is_not(None),
+            is_lost,
+            is_sought | (was_found & ~is_deleted),
         )
         async with self._database.snapshot() as session:
             return await session.scalar(wanted.order_by(Enrollment.record_id).limit(1))
@@ -60,20 +70,26 @@ class OpenEnrollments(Claims[Enrollment]):
         async with self._database.snapshot() as session:
             return {voice_id for voice_id in await session.scalars(taken) if voice_id}
 
-    async def is_alone(self, claimed: ClaimedEnrollment) -> bool:
-        """Whether no other order for this model and prefix is waiting for its answer, whose voice could be mistaken."""
+    async def lost_rivals(self, claimed: ClaimedEnrollment) -> list[int] | None:
+        """The records of all lost orders for this model and prefix, this one among them, in the order of asking.
+
+        None while one is waiting for its answer, whose voice could be mistaken.
+        """
         row = claimed.row
-        other = select(Enrollment.record_id).where(
+        others = select(Enrollment.record_id, Enrollment.lost_at, Enrollment.claimed_until).where(
             Enrollment.account == row.account,
             Enrollment.target_model == row.target_model,
             Enrollment.prefix == row.prefix,
-            Enrollment.record_id != row.record_id,
             Enrollment.voice_id.is_(None),
-            Enrollment.lost_at.is_(None),
-            Enrollment.claimed_until > datetime.now(UTC),
+            Enrollment.next_check_at.is_not(None),
+            Enrollment.record_id != row.record_id,
         )
+        now = datetime.now(UTC)
         async with self._database.snapshot() as session:
-            return await session.scalar(other.limit(1)) is None
+            found = list(await session.execute(others))
+        if any(lost_at is None and claimed_until and claimed_until > now for _, lost_at, claimed_until in found):
+            return None
+        return sorted([row.record_id, *(record_id for record_id, _, _ in found)])
 
     async def lose(self, claimed: ClaimedEnrollment) -> None:
         """Write down that the provider's answer is lost: the voice may exist, or come to exist."""
@@ -82,6 +98,10 @@ class OpenEnrollments(Claims[Enrollment]):
         async with self._database.transaction() as session:
             await session.execute(losing.values(lost_at=now))
         claimed.row.lost_at = claimed.row.lost_at or now
+
+    async def despair(self, claimed: ClaimedEnrollment, failure: AppError) -> None:
+        """End the record as failed, although the search for its voice goes on."""
+        await self._records.end(claimed.opened, "failed", failure, provided=exists().where(claimed.is_mine))
 
     async def succeed(self, claimed: ClaimedEnrollment, voice_id: str) -> bool:
         """End the record with its voice, which is followed from now on. False when somebody else ended it.
@@ -99,12 +119,11 @@ class OpenEnrollments(Claims[Enrollment]):
         sample = update(VoiceSample).where(VoiceSample.record_id == claimed.record.id)
         return await self._end(claimed, "succeeded", None, changes, sample.values(voice_id=voice_id, remove_at=None))
 
-    async def fail(self, claimed: ClaimedEnrollment, status: Status, failure: BaseException) -> bool:
-        """End the record without a voice; the sample is removed. False when somebody else ended it."""
+    async def fail(self, claimed: ClaimedEnrollment, status: Status, failure: BaseException) -> None:
+        """End the record, unless it has its end, and the search for its voice; the sample is removed."""
         sample = update(VoiceSample).where(VoiceSample.record_id == claimed.record.id)
-        return await self._end(
-            claimed, status, failure, {"next_check_at": None}, sample.values(remove_at=datetime.now(UTC))
-        )
+        changes = {"next_check_at": None}
+        await self._end(claimed, status, failure, changes, sample.values(remove_at=datetime.now(UTC)))
 
     async def _end(
         self,
@@ -115,6 +134,13 @@ class OpenEnrollments(Claims[Enrollment]):
         sample: Executable,
     ) -> bool:
         ending = update(Enrollment).where(claimed.is_mine).values(claimed_by=None, claimed_until=None, **changes)
-        mine = exists().where(claimed.is_mine)
-        known = failure if isinstance(failure, AppError) else None
-        return await self._records.end(claimed.opened, status, known or failure, provided=mine, along=[sample, ending])
+        mine, along = exists().where(claimed.is_mine), [sample, ending]
+        ended = await self._records.end(
+            claimed.opened, status, failure, provided=mine, along=along, corrects=failure is None
+        )
+        if not ended and failure is not None:
+            async with self._database.transaction() as session:
+                if await session.scalar(select(mine)):
+                    for statement in along:
+                        await session.execute(statement)
+        return ended

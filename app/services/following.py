@@ -1,5 +1,6 @@
 """Following voices at the provider until they are ready or rejected, even if nobody asks, and finding lost ones."""
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,12 +20,18 @@ from app.services.voicebook import VoiceBook
 log = structlog.get_logger(__name__)
 
 SHORTEST_INTERVAL_SECONDS = 2.0
+FRESH = timedelta(seconds=1.5)  # who waits for a voice asks more often: what that brings is enough
 LONGEST_INTERVAL_SECONDS = 60.0
 AGE_SHARE = 0.2  # of the time waited until now, a voice is given until the next check
 # Checks in a row that know of no such voice, until that is believed.
 GONE_BELIEVED = 3
-# How long a voice whose answer was lost may take to turn up, with a provider that can be asked.
+# How long a voice whose answer was lost may take to turn up, with a provider that can be asked. Its record says earlier
+# that it failed, and is corrected if need be.
 LOST_FOR = timedelta(minutes=10)
+DESPAIR = timedelta(seconds=30)
+INSPECTION_SECONDS = 60.0
+LOST_SO_FAR = "百炼平台没有返回结果，至今也没有出现新的音色；后台还会查找一段时间，找到后更新本记录"
+LOST_FOR_GOOD = "百炼平台没有返回结果，之后也没有出现新的音色，请重新创建"
 HOPELESS = timedelta(days=1)
 FOLLOWED_FOR = timedelta(days=7)
 
@@ -54,13 +61,17 @@ class VoiceFollower(Rounds[Enrollment]):
         row = claimed.row
         start = f"{row.target_model}-{row.prefix}-".casefold()
         before = set(json.loads(row.voices_before))
-        listed = [each for each in await self._client.find(credential, row.prefix) if each.voice_id not in before]
-        mine = [each for each in listed if each.voice_id.casefold().startswith(start)]
+        listed = await self._client.find(credential, listed_prefix(row.prefix))
+        mine = [each for each in listed if each.voice_id.casefold().startswith(start) and each.voice_id not in before]
         taken = await self._enrollments.attributed(claimed, [each.voice_id for each in mine])
         new = sorted((each for each in mine if each.voice_id not in taken), key=lambda each: each.created_at)
-        if not new or not await self._enrollments.is_alone(claimed):
+        orders = await self._enrollments.lost_rivals(claimed)
+        if orders is None or (len(new) < len(orders) and not _is_over(row.lost_at, DESPAIR)):
             return None
-        found = new[0]
+        mine_among_orders = orders.index(row.record_id)
+        if mine_among_orders >= len(new):
+            return None
+        found = new[mine_among_orders]
         try:
             ended = await self._enrollments.succeed(claimed, found.voice_id)
         except IntegrityError:  # another lost order was quicker
@@ -76,18 +87,28 @@ class VoiceFollower(Rounds[Enrollment]):
         credential = await self._accounts.credential(row.user_id)
         if credential.account != row.account:
             raise NoApiKey("创建该音色的百炼 API Key 已被更换")
-        if row.voice_id is None:
-            return await self._seek_again(claimed, credential)
-        asked_at = datetime.now(UTC)
         try:
-            report = await self._client.query(credential, row.voice_id)
+            async with asyncio.timeout(INSPECTION_SECONDS):
+                if row.voice_id is None:
+                    return await self._seek_again(claimed, credential)
+                return await self._inspect(claimed, credential, row.voice_id)
+        except TimeoutError:
+            raise UpstreamTimeout from None
+
+    async def _inspect(self, claimed: ClaimedEnrollment, credential: Credential, voice_id: str) -> dict[str, Any]:
+        row = claimed.row
+        asked_at = datetime.now(UTC)
+        if await self._book.is_being_made(row.account, voice_id, asked_at - FRESH):
+            return _again(claimed) | {"misses": 0}
+        try:
+            report = await self._client.query(credential, voice_id)
         except VoiceNotFound:
             if row.misses + 1 < GONE_BELIEVED:
                 return _again(claimed) | {"misses": row.misses + 1}
-            await self._book.forget(row.account, row.voice_id)
+            await self._book.forget(row.account, voice_id)
             return {}
         await self._book.note(row.account, report, asked_at)
-        if report.status == "DEPLOYING" and not self._is_over(claimed, FOLLOWED_FOR):
+        if report.status == "DEPLOYING" and _waited(claimed) < FOLLOWED_FOR:
             return _again(claimed) | {"misses": 0}
         return {"checked_at": asked_at, "next_check_at": None}
 
@@ -95,14 +116,15 @@ class VoiceFollower(Rounds[Enrollment]):
         await self._enrollments.lose(claimed)  # one whose process died is lost as well
         if await self.seek(claimed, credential):
             return {}
-        if claimed.age < LOST_FOR:
-            return _again(claimed)
-        failure = UpstreamTimeout("百炼平台没有返回结果，之后也没有出现新的音色，请重新创建")
-        await self._enrollments.fail(claimed, "failed", failure)
-        return {}
+        if _is_over(claimed.row.lost_at, LOST_FOR):
+            await self._enrollments.fail(claimed, "failed", UpstreamTimeout(LOST_FOR_GOOD))
+            return {}
+        if _is_over(claimed.row.lost_at, DESPAIR) and claimed.record.status == "running":
+            await self._enrollments.despair(claimed, UpstreamTimeout(LOST_SO_FAR))
+        return _again(claimed)
 
     def _is_hopeless(self, claimed: ClaimedEnrollment) -> bool:
-        return self._is_over(claimed, HOPELESS if claimed.row.voice_id is None else FOLLOWED_FOR)
+        return _waited(claimed) > (HOPELESS if claimed.row.voice_id is None else FOLLOWED_FOR)
 
     async def _give_up(self, claimed: ClaimedEnrollment, failure: AppError) -> None:
         if claimed.row.voice_id is None:
@@ -110,8 +132,14 @@ class VoiceFollower(Rounds[Enrollment]):
         else:
             await self._enrollments.put_back(claimed, {"next_check_at": None})
 
-    def _is_over(self, claimed: ClaimedEnrollment, patience: timedelta) -> bool:
-        return _waited(claimed) > patience
+
+def listed_prefix(prefix: str) -> str | None:
+    """What to ask the provider's list for: whether it keeps capital letters is not documented (PROTOCOL §14)."""
+    return prefix if prefix == prefix.lower() else None
+
+
+def _is_over(since: datetime | None, patience: timedelta) -> bool:
+    return since is not None and datetime.now(UTC) - since > patience
 
 
 def _waited(claimed: ClaimedEnrollment) -> timedelta:

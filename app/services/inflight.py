@@ -24,6 +24,7 @@ class InFlight:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stops: set[Callable[[], object]] = set()
+        self.hurried = False
         self.stopping = False
 
     def start(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
@@ -43,6 +44,10 @@ class InFlight:
             yield
         finally:
             self._stops.discard(stop)
+
+    def hurry(self) -> None:
+        """Let those who only wait for something wait no longer: the process is about to end."""
+        self.hurried = True
 
     async def drain(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """Bring everything under way to its settlement: by waiting, by asking it to stop, by cancelling it."""

@@ -7,8 +7,9 @@ A record is opened before the provider is asked and reaches exactly one end:
             ├─► abandoned     the client left; the provider was told to stop, what was spoken is billed
             └─► interrupted   our process stopped or died; after a death the bill is an estimate, and says so
 
-Every transition is one conditional UPDATE from `running`, in one transaction with the bill line. One way leads back:
-a process that was only thought to be dead hands over the task that it got meanwhile, before anything was billed.
+Every transition is one conditional UPDATE from `running`, in one transaction with the bill line. Two ways lead back,
+both before anything was billed: a process that was only thought to be dead hands over the task that it got meanwhile,
+and a voice that had been given up for lost turns up.
 """
 
 import asyncio
@@ -227,16 +228,22 @@ class RecordService:
         *,
         provided: ColumnElement[bool] | None = None,
         along: Sequence[Executable] = (),
+        corrects: bool = False,
     ) -> bool:
         """Give a running record its end and its bill line, once, and do what is to be done `along` with it.
 
-        False for a record that already has an end, or is not as `provided`: it stays as it is.
+        One that `corrects` also takes the place of a failure that was told for want of news. False for a record that
+        already has an end, or is not as `provided`: it stays as it is.
         """
         now = datetime.now(UTC)
         known = failure if isinstance(failure, AppError) else AppError() if failure else None
         ending = (
             update(Record)
-            .where(Record.id == record.id, Record.status == "running", true() if provided is None else provided)
+            .where(
+                Record.id == record.id,
+                Record.status.in_(("running", "failed", "interrupted") if corrects else ("running",)),
+                true() if provided is None else provided,
+            )
             .values(
                 status=status,
                 output_key=record.output_key,

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import structlog
 from anyio import to_thread
-from sqlalchemy import delete, select, update
+from sqlalchemy import Executable, delete, select, update
 
 from app.dashscope import ENROLLMENT, Credential, UploadClient
 from app.database import Database
@@ -27,7 +27,8 @@ from app.storage import Storage
 log = structlog.get_logger(__name__)
 
 # How long a sample stays while it is not known whether there is a voice of it: longer than a lost voice is looked for.
-UNDECIDED = timedelta(hours=1)
+UNDECIDED = timedelta(days=2)
+AGAIN = timedelta(minutes=10)
 ROUND_SECONDS = 30.0
 REMOVED_AT_ONCE = 100
 
@@ -117,12 +118,12 @@ class SampleService:
 
     async def keep(self, placed: PlacedSample, account: str, voice_id: str) -> None:
         """Keep a sample as that of a voice, in place of what it was made of before."""
-        of_voice = (VoiceSample.account == account, VoiceSample.voice_id == voice_id)
+        former = update(VoiceSample).where(VoiceSample.voice_id == voice_id)
         async with self._database.transaction() as session:
-            await session.execute(update(VoiceSample).where(*of_voice).values(remove_at=datetime.now(UTC)))
+            await session.execute(former.values(remove_at=datetime.now(UTC)))
             if placed.key:
                 mine = update(VoiceSample).where(VoiceSample.key == placed.key)
-                await session.execute(mine.values(voice_id=voice_id, remove_at=None))
+                await session.execute(mine.values(account=account, voice_id=voice_id, remove_at=None))
         self.wake()
 
     async def discard(self, placed: PlacedSample) -> None:
@@ -145,7 +146,7 @@ class SampleService:
                 await self._remove_due()
             except Exception as error:
                 # Whatever it was, the next round must come.
-                unexpected = not isinstance(error, (*UNAVAILABLE, StorageError))
+                unexpected = not isinstance(error, UNAVAILABLE)
                 log.warning("samples_not_removed", error=type(error).__name__, exc_info=unexpected)
             try:
                 async with asyncio.timeout(ROUND_SECONDS):
@@ -158,9 +159,15 @@ class SampleService:
         async with self._database.snapshot() as session:
             keys = list(await session.scalars(due))
         for key in keys:
-            await self._storage.delete(key)
+            same = VoiceSample.key == key
+            removed: Executable = delete(VoiceSample).where(same)
+            try:
+                await self._storage.delete(key)
+            except StorageError:
+                log.warning("sample_not_removed", key=key)
+                removed = update(VoiceSample).where(same).values(remove_at=datetime.now(UTC) + AGAIN)
             async with self._database.transaction() as session:
-                await session.execute(delete(VoiceSample).where(VoiceSample.key == key))
+                await session.execute(removed)
 
 
 async def _examined(source: BinaryIO) -> HeldSample:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import structlog
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, or_, select, true, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -20,7 +20,7 @@ from app.catalog import read_voice_id
 from app.completion import run_to_end
 from app.dashscope import Credential, EnrollmentClient, VoiceReport
 from app.database import Database
-from app.errors import NotReady, UpstreamTimeout, VoiceNotFound
+from app.errors import AppError, NotReady, UpstreamTimeout, VoiceNotFound
 from app.models import Enrollment, Voice, VoiceListing, VoiceSample
 from app.services.inflight import InFlight
 
@@ -32,8 +32,11 @@ LAG = timedelta(seconds=120)
 FOLLOW_AFTER = timedelta(seconds=2)
 MAX_PREFIX_CHARS = 64
 ROUND_SECONDS = 60.0
-CLAIM = timedelta(seconds=ROUND_SECONDS + 5)
+CLAIM = timedelta(seconds=30)
 OTHERS_ROUND_POLL_SECONDS = 0.2
+# Voices that are asked for one by one in a round, and that one statement names.
+QUERIES_PER_ROUND = 10
+VOICES_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,10 @@ class VoiceBook:
     async def page(
         self, account: str, page: int, page_size: int, prefix: str | None = None, model: str | None = None
     ) -> VoicePage:
-        """An account's voices by pages that count from 0; `prefix` and `model` are exact."""
+        """An account's voices by pages that count from 0; `prefix`, in whatever case, and `model` are exact."""
         wanted = [Voice.account == account, Voice.deleted_at.is_(None)]
         if prefix:
-            wanted.append(Voice.prefix == prefix)
+            wanted.append(func.lower(Voice.prefix) == prefix.lower())
         if model:
             wanted.append(Voice.target_model == model)
         rows = (
@@ -79,45 +82,59 @@ class VoiceBook:
         async with self._database.snapshot() as session:
             return await session.get(Voice, (account, voice_id))
 
+    async def is_being_made(self, account: str, voice_id: str, since: datetime) -> bool:
+        """Whether a voice was seen DEPLOYING since then, by whatever process."""
+        known = await self.find(account, voice_id)
+        return known is not None and known.deleted_at is None and known.status == "DEPLOYING" and known.seen_at > since
+
     async def refresh(self, credential: Credential) -> None:
         """List the account's voices at the provider, unless that was done within the last minute, by whatever process.
 
         Raises the AppError that kept it from that.
         """
         account = credential.account
-        if account not in self._rounds:
-            if await self._is_listed(account):
-                return
-            self._rounds[account] = self._in_flight.start(self._list(credential))
-            self._rounds[account].add_done_callback(lambda _: self._rounds.pop(account))
-        await asyncio.shield(self._rounds[account])
+        if not await self._is_listed(account):
+            if account not in self._rounds:
+                self._rounds[account] = listing = self._in_flight.start(self._list(credential))
+                listing.add_done_callback(lambda _: self._rounds.pop(account))
+            await asyncio.shield(self._rounds[account])
 
-    async def note(self, account: str, report: VoiceReport, asked_at: datetime) -> None:
-        """Write down what the provider says of one voice, asked at that moment, unless more is known since."""
+    async def note(
+        self, account: str, report: VoiceReport, asked_at: datetime, begun_at: datetime | None = None
+    ) -> bool:
+        """Write down what the provider says of one voice, asked at that moment, unless more is known since.
 
-        async def write() -> None:
+        False for a voice that was deleted since then, or since `begun_at`.
+        """
+
+        async def write() -> bool:
             async with self._database.transaction() as session:
                 known = await session.get(Voice, (account, report.voice_id))
                 if known is None:
                     session.add(_voice(account, report, asked_at))
-                elif known.seen_at > asked_at:
-                    return
+                elif known.seen_at > asked_at or (begun_at and known.deleted_at and known.deleted_at > begun_at):
+                    return known.deleted_at is None
                 else:
                     _copy(report, known, asked_at)
-                await _follow(session, account, report)
+                await _follow(session, report)
+            return True
 
         try:
-            await write()
+            return await write()
         except IntegrityError:  # somebody else wrote the same voice down first
-            await write()
+            return await write()
 
-    async def forget(self, account: str, voice_id: str) -> None:
-        """Write down that a voice is gone; its sample goes too."""
+    async def forget(self, account: str, voice_id: str, *, was_ours: bool = False) -> None:
+        """Write down that a voice is gone; its sample goes too.
+
+        Of one that `was_ours` the provider has taken our order to delete it, so that it is gone for every other key of
+        the account as well.
+        """
         now = datetime.now(UTC)
-        gone = update(Voice).where(Voice.account == account, Voice.voice_id == voice_id)
+        gone = update(Voice).where(Voice.voice_id == voice_id, true() if was_ours else Voice.account == account)
         async with self._database.transaction() as session:
             await session.execute(gone.values(deleted_at=now, seen_at=now))
-            await _retire(session, account, [voice_id], now)
+            await _retire(session, None if was_ours else account, [voice_id], now)
 
     async def _is_listed(self, account: str) -> bool:
         async with self._database.snapshot() as session:
@@ -144,21 +161,27 @@ class VoiceBook:
             await run_to_end(self._end_turn(account, token, listed_at))
 
     async def _complete(self, credential: Credential, listed: list[VoiceReport]) -> list[VoiceReport]:
-        """Ask for the models of new voices whose ids do not tell them."""
-        strange = {report.voice_id for report in listed if read_voice_id(report.voice_id) is None}
-        if strange:
-            rows = select(Voice.voice_id).where(Voice.account == credential.account, Voice.voice_id.in_(strange))
-            async with self._database.snapshot() as session:
-                strange -= set(await session.scalars(rows))
-        told = {}
-        for voice_id in sorted(strange):
+        """Ask for voices that the list lacks, which does not prove them gone, and for models that ids do not tell."""
+        voices = {report.voice_id: report for report in listed}
+        async with self._database.snapshot() as session:
+            known = list(await session.scalars(select(Voice).where(Voice.account == credential.account)))
+        strange = {voice_id for voice_id in voices if read_voice_id(voice_id) is None}
+        strange -= {voice.voice_id for voice in known if voice.target_model}
+        missing = {voice.voice_id for voice in known if voice.deleted_at is None} - voices.keys()
+        if len(missing) > QUERIES_PER_ROUND:  # a second list will hardly lack the same by mistake
+            voices |= {report.voice_id: report for report in await self._client.find(credential)}
+            missing = set()
+        for voice_id in missing:
             with suppress(VoiceNotFound):
-                told[voice_id] = await self._client.query(credential, voice_id)
-        return [told.get(report.voice_id, report) for report in listed]
+                voices[voice_id] = await self._client.query(credential, voice_id)
+        for voice_id in sorted(strange)[:QUERIES_PER_ROUND]:
+            with suppress(AppError):
+                voices[voice_id] = await self._client.query(credential, voice_id)
+        return list(voices.values())
 
     async def _take_turn(self, account: str) -> uuid.UUID | None:
         """Wait for the right to list; None when somebody else has listed meanwhile. Raises NotReady after a while."""
-        deadline = datetime.now(UTC) + CLAIM
+        deadline = datetime.now(UTC) + 2 * CLAIM
         token = uuid.uuid4()
         while (now := datetime.now(UTC)) < deadline:
             free = or_(VoiceListing.claimed_until.is_(None), VoiceListing.claimed_until < now)
@@ -196,11 +219,13 @@ class VoiceBook:
                     session.add(_voice(account, report, started_at))
                 elif _is_news(report, voice, started_at):
                     _copy(report, voice, started_at)
-                    await _follow(session, account, report)
-            gone = [voice for voice in known.values() if (voice.deleted_at or voice.created_at) < started_at - LAG]
+                else:
+                    continue
+                await _follow(session, report)
+            gone = [voice for voice in known.values() if _is_gone(voice, started_at)]
             for voice in gone:
                 await session.delete(voice)
-            await _retire(session, account, [voice.voice_id for voice in gone], started_at)
+            await _retire(session, account, [voice.voice_id for voice in gone if not voice.deleted_at], started_at)
 
 
 def _voice(account: str, report: VoiceReport, seen_at: datetime) -> Voice:
@@ -234,21 +259,31 @@ def _is_news(report: VoiceReport, voice: Voice, listed_at: datetime) -> bool:
     return voice.seen_at < recent or report.modified_at > voice.modified_at or is_progress
 
 
-async def _follow(session: AsyncSession, account: str, report: VoiceReport) -> None:
+def _is_gone(voice: Voice, listed_at: datetime) -> bool:
+    """Whether a voice that the list lacks is to be forgotten; one that was asked for meanwhile was seen since."""
+    if voice.deleted_at is not None:
+        return voice.deleted_at < listed_at - LAG
+    return voice.seen_at < listed_at
+
+
+async def _follow(session: AsyncSession, report: VoiceReport) -> None:
     """Let the record of a voice's making tell its status, and be followed again while that is not final."""
     now = datetime.now(UTC)
-    made = update(Enrollment).where(Enrollment.account == account, Enrollment.voice_id == report.voice_id)
+    made = update(Enrollment).where(Enrollment.voice_id == report.voice_id)
     await session.execute(made.where(Enrollment.status != report.status).values(status=report.status))
     if report.status == "DEPLOYING":
         again = made.where(Enrollment.next_check_at.is_(None))
         await session.execute(again.values(followed_since=now, misses=0, next_check_at=now + FOLLOW_AFTER))
 
 
-async def _retire(session: AsyncSession, account: str, voice_ids: list[str], now: datetime) -> None:
-    """Have the samples of voices that are gone removed, and nobody follow those."""
-    if not voice_ids:
-        return
-    made = update(Enrollment).where(Enrollment.account == account, Enrollment.voice_id.in_(voice_ids))
-    await session.execute(made.values(next_check_at=None, claimed_by=None, claimed_until=None))
-    samples = update(VoiceSample).where(VoiceSample.account == account, VoiceSample.voice_id.in_(voice_ids))
-    await session.execute(samples.values(remove_at=now))
+async def _retire(session: AsyncSession, account: str | None, voice_ids: list[str], now: datetime) -> None:
+    """Have the samples of voices that are gone removed, and nobody follow those. What never was ready never will be."""
+    for start in range(0, len(voice_ids), VOICES_AT_ONCE):
+        some = voice_ids[start : start + VOICES_AT_ONCE]
+        made = update(Enrollment).where(Enrollment.voice_id.in_(some))
+        samples = update(VoiceSample).where(VoiceSample.voice_id.in_(some))
+        if account is not None:
+            made, samples = made.where(Enrollment.account == account), samples.where(VoiceSample.account == account)
+        await session.execute(made.values(next_check_at=None, claimed_by=None, claimed_until=None))
+        await session.execute(made.where(Enrollment.status == "DEPLOYING").values(status="UNDEPLOYED"))
+        await session.execute(samples.values(remove_at=now))

@@ -3,24 +3,40 @@
 import asyncio
 import re
 import uuid
-from contextlib import closing
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import structlog
 
 from app.catalog import find_voice
 from app.dashscope import Credential, EnrollmentClient, VoiceReport, may_have_worked
-from app.errors import AppError, InvalidVoice, ModelVoiceMismatch, VoiceNotFound
+from app.errors import (
+    AppError,
+    InvalidVoice,
+    ModelVoiceMismatch,
+    RateLimited,
+    UpstreamError,
+    UpstreamTimeout,
+    VoiceNotFound,
+)
 from app.services.accounts import AccountService
 from app.services.cloning import provider_prefix
 from app.services.delivery import AudioFile, AudioUrl
 from app.services.inflight import InFlight
-from app.services.samples import SampleService
+from app.services.samples import PlacedSample, SampleService
 from app.services.voicebook import VoiceBook, VoicePage
 
-# Who asks for a voice again so soon is told the same.
-FRESH_SECONDS = 0.9
+log = structlog.get_logger(__name__)
+
 WAIT_POLL_SECONDS = 1.0
+POLLS_PER_SECOND = 4  # of all voices of an account that are waited for
+SHARED_FOR = 0.9  # of the time between two polls, what one brought is enough for all
 DELETE_ATTEMPTS = 2
+BRAND_NEW = timedelta(seconds=15)
 # For how long a voice that could not speak is believed to be as it was.
 TRUSTED = {"DEPLOYING": timedelta(seconds=10), "UNDEPLOYED": timedelta(seconds=60)}
 _WHY_NOT = {
@@ -47,6 +63,7 @@ class VoiceService:
         self._client = client
         self._in_flight = in_flight
         self._looks: dict[tuple[str, str], asyncio.Task[VoiceReport]] = {}
+        self._waited: dict[str, Counter[str]] = {}
 
     async def page(
         self, user_id: uuid.UUID, page: int, page_size: int, prefix: str | None, model: str | None
@@ -58,7 +75,7 @@ class VoiceService:
         credential = await self._accounts.credential(user_id)
         await self._book.refresh(credential)
         wanted = provider_prefix(prefix) if prefix else None
-        if prefix and not wanted:
+        if any(given is not None and not _VOICE_ID.fullmatch(given) for given in (wanted, model)):
             return VoicePage([], 0)
         return await self._book.page(credential.account, page, page_size, wanted, model)
 
@@ -68,14 +85,45 @@ class VoiceService:
         Raises VoiceNotFound, or the AppError that kept us from an answer.
         """
         credential = await self._accounts.credential(user_id)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait_seconds
-        while True:
-            report = await self._look(credential, voice_id)
-            left_seconds = deadline - loop.time()
-            if report.status != "DEPLOYING" or left_seconds <= 0 or self._in_flight.stopping:
-                return report
-            await asyncio.sleep(min(WAIT_POLL_SECONDS, left_seconds))
+        report = await self._look(credential, voice_id)
+        if report.status != "DEPLOYING" or not wait_seconds:
+            return report
+        with self._waiting(credential.account, voice_id), suppress(TimeoutError):
+            async with asyncio.timeout(wait_seconds):
+                while not self._in_flight.hurried:
+                    await asyncio.sleep(self._poll_seconds(credential.account))
+                    report = await self._look_again(credential, report)
+                    if report.status != "DEPLOYING":
+                        break
+        return report
+
+    @contextmanager
+    def _waiting(self, account: str, voice_id: str) -> Iterator[None]:
+        waited = self._waited.setdefault(account, Counter())
+        waited[voice_id] += 1
+        try:
+            yield
+        finally:
+            waited[voice_id] -= 1
+            if not waited[voice_id]:
+                del waited[voice_id]
+            if not waited:
+                self._waited.pop(account, None)
+
+    def _poll_seconds(self, account: str) -> float:
+        """Many voices of one account share the provider's rate limit."""
+        return max(WAIT_POLL_SECONDS, len(self._waited[account]) / POLLS_PER_SECOND)
+
+    async def _look_again(self, credential: Credential, report: VoiceReport) -> VoiceReport:
+        """Look, unless somebody else just did and it is still being made; trouble that may pass is waited out."""
+        fresh = datetime.now(UTC) - timedelta(seconds=self._poll_seconds(credential.account)) * SHARED_FOR
+        if await self._book.is_being_made(credential.account, report.voice_id, fresh):
+            return report
+        try:
+            return await self._look(credential, report.voice_id)
+        except (UpstreamError, UpstreamTimeout, RateLimited) as error:
+            log.warning("voice_not_looked_at", error=type(error).__name__)
+            return report
 
     async def update(self, user_id: uuid.UUID, voice_id: str, audio: AudioUrl | AudioFile) -> VoiceReport:
         """Have a voice made anew of another sample. Goes on to its end even if the caller does not wait for it.
@@ -118,23 +166,22 @@ class VoiceService:
             raise VoiceNotFound
         wanted = (credential.account, voice_id)
         if wanted not in self._looks:
-            looking = self._looks[wanted] = self._in_flight.start(self._query(credential, voice_id))
-            looking.add_done_callback(lambda _: self._forget_soon(wanted, looking))
+            self._looks[wanted] = looking = self._in_flight.start(self._query(credential, voice_id))
+            looking.add_done_callback(partial(self._end_look, wanted))
         return await asyncio.shield(self._looks[wanted])
 
-    def _forget_soon(self, wanted: tuple[str, str], looking: asyncio.Task[VoiceReport]) -> None:
-        def forget() -> None:
-            if self._looks.get(wanted) is looking:
-                del self._looks[wanted]
-
-        asyncio.get_running_loop().call_later(FRESH_SECONDS, forget)
+    def _end_look(self, wanted: tuple[str, str], looking: asyncio.Task[VoiceReport]) -> None:
+        if self._looks.get(wanted) is looking:
+            del self._looks[wanted]
 
     async def _query(self, credential: Credential, voice_id: str) -> VoiceReport:
         asked_at = datetime.now(UTC)
         try:
             report = await self._client.query(credential, voice_id)
         except VoiceNotFound:
-            await self._book.forget(credential.account, voice_id)
+            # Of a voice so new, its follower finds out whether that is true.
+            if not await self._book.is_being_made(credential.account, voice_id, asked_at - BRAND_NEW):
+                await self._book.forget(credential.account, voice_id)
             raise
         await self._book.note(credential.account, report, asked_at)
         return report
@@ -144,27 +191,31 @@ class VoiceService:
             credential = await self._accounts.credential(user_id)
             async with self._samples.admitted(user_id, audio) as sample:
                 before = await self._look(credential, voice_id)
+                begun_at = datetime.now(UTC)
                 placed = await self._samples.place(user_id, credential, sample)
-                self._looks.pop((credential.account, voice_id), None)
                 try:
-                    await self._client.update(credential, voice_id, placed.url)
+                    await self._submit_update(credential, voice_id, placed)
                 except AppError as error:
-                    if not may_have_worked(error) or not await self._has_changed(credential, before):
+                    if not may_have_worked(error):
                         await self._samples.discard(placed)
-                        raise
-            now = datetime.now(UTC)
-            changed = replace(before, status="DEPLOYING", modified_at=now.replace(microsecond=0))
+                    raise
+        now = datetime.now(UTC)
+        changed = replace(before, status="DEPLOYING", modified_at=now.replace(microsecond=0))
+        self._looks.pop((credential.account, voice_id), None)
+        if await self._book.note(credential.account, changed, now, begun_at):
             await self._samples.keep(placed, credential.account, voice_id)
-            await self._book.note(credential.account, changed, now)
-            self._looks.pop((credential.account, voice_id), None)
-            return changed
+        else:
+            await self._samples.discard(placed)
+        return changed
 
-    async def _has_changed(self, credential: Credential, before: VoiceReport) -> bool:
+    async def _submit_update(self, credential: Credential, voice_id: str, placed: PlacedSample) -> None:
+        """Ask for the change, and once more where no answer tells: doing it twice is harmless."""
         try:
-            after = await self._client.query(credential, before.voice_id)
-        except AppError:
-            return False
-        return after.status == "DEPLOYING" or after.modified_at != before.modified_at
+            await self._client.update(credential, voice_id, placed.url)
+        except AppError as error:
+            if not may_have_worked(error):
+                raise
+            await self._client.update(credential, voice_id, placed.url)
 
     async def _delete(self, user_id: uuid.UUID, voice_id: str) -> None:
         credential = await self._accounts.credential(user_id)
@@ -184,6 +235,6 @@ class VoiceService:
                 if not attempts_left or not may_have_worked(error):
                     raise
                 may_be_gone = True
-        await self._book.forget(credential.account, voice_id)
+        await self._book.forget(credential.account, voice_id, was_ours=True)
         self._looks.pop((credential.account, voice_id), None)
         self._samples.wake()

@@ -17,7 +17,7 @@ def is_key(text: str) -> bool:
 
 def is_private(key: str) -> bool:
     """Whether an object is for the provider alone: recorded voices are, wherever the rest is public."""
-    return key.startswith(PRIVATE_FOLDER)
+    return key.casefold().startswith(PRIVATE_FOLDER)  # some file systems do not tell letters by case
 
 
 def key_under(base_url: str, url: str) -> str | None:
