@@ -86,7 +86,7 @@ _REASONS = {
     "Workspace.AccessDenied": "没有该业务空间的权限，请检查 workspace",
 }
 _SECRET = re.compile(r"(?<![A-Za-z0-9])(?:sk|st)-[A-Za-z0-9_.*-]+|Bearer\s+\S+", re.IGNORECASE)
-_URL_QUERY = re.compile(r"(https?://[^\s?]+)\?\S+")  # it may hold a signature
+_URL_QUERY = re.compile(r"(https?://[^\s?]+)\?\S+", re.IGNORECASE)  # it may hold a signature
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 

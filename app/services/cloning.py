@@ -104,6 +104,7 @@ class CloningService:
             found = await self._enrollments.find(lost.record_id)
         if found is None or found.voice_id is None:
             raise UpstreamTimeout(LOST_FOR_NOW)
+        await self._enrollments.tell(found.record_id)
         return Cloned(found.record_id, found.voice_id, found.status or "DEPLOYING", found.target_model)
 
     async def _order(
@@ -149,7 +150,7 @@ class CloningService:
         return Cloned(record.id, voice_id, "DEPLOYING", order.target_model)
 
     async def _settle(self, claimed: ClaimedEnrollment, voice_id: str) -> None:
-        if not await self._enrollments.succeed(claimed, voice_id):
+        if not await self._enrollments.succeed(claimed, voice_id, is_told=True):
             log.error("voice_without_record", record_id=claimed.record.id, voice_id=voice_id)
         now = datetime.now(UTC).replace(microsecond=0)
         await self._book.note(claimed.row.account, VoiceReport(voice_id, "DEPLOYING", now, now), now)
@@ -180,7 +181,7 @@ class CloningService:
 
     async def _seek(self, claimed: ClaimedEnrollment, credential: Credential) -> str | None:
         try:
-            return await self._follower.seek(claimed, credential)
+            return (await self._follower.seek(claimed, credential, is_told=True)).voice_id
         except AppError as error:
             log.warning("lost_voice_not_sought", record_id=claimed.record.id, error=type(error).__name__)
             return None

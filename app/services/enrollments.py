@@ -4,7 +4,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Executable, exists, select, update
+from sqlalchemy import Executable, exists, func, select, update
 
 from app.completion import run_to_end
 from app.database import Database
@@ -16,6 +16,7 @@ from app.services.voicebook import FOLLOW_AFTER
 
 # For how long the voice of a lost order is given to who repeats the order.
 REMEMBERED = timedelta(hours=1)
+REMEMBERED_WHEN_TOLD = timedelta(seconds=30)
 
 ClaimedEnrollment = Claimed[Enrollment]
 
@@ -79,7 +80,7 @@ class OpenEnrollments(Claims[Enrollment]):
         others = select(Enrollment.record_id, Enrollment.lost_at, Enrollment.claimed_until).where(
             Enrollment.account == row.account,
             Enrollment.target_model == row.target_model,
-            Enrollment.prefix == row.prefix,
+            func.lower(Enrollment.prefix) == row.prefix.lower(),
             Enrollment.voice_id.is_(None),
             Enrollment.next_check_at.is_not(None),
             Enrollment.record_id != row.record_id,
@@ -103,44 +104,42 @@ class OpenEnrollments(Claims[Enrollment]):
         """End the record as failed, although the search for its voice goes on."""
         await self._records.end(claimed.opened, "failed", failure, provided=exists().where(claimed.is_mine))
 
-    async def succeed(self, claimed: ClaimedEnrollment, voice_id: str) -> bool:
+    async def succeed(self, claimed: ClaimedEnrollment, voice_id: str, *, is_told: bool = False) -> bool:
         """End the record with its voice, which is followed from now on. False when somebody else ended it.
 
-        Raises IntegrityError for a voice that another record has.
+        `is_told` says that the client who ordered it hears of it now. Raises IntegrityError for a voice that another
+        record has.
         """
         now = datetime.now(UTC)
-        changes = {
+        changes: dict[str, Any] = {
             "voice_id": voice_id,
             "status": "DEPLOYING",
             "followed_since": now,
             "misses": 0,
             "next_check_at": now + FOLLOW_AFTER,
         }
-        sample = update(VoiceSample).where(VoiceSample.record_id == claimed.record.id)
-        return await self._end(claimed, "succeeded", None, changes, sample.values(voice_id=voice_id, remove_at=None))
+        if is_told:
+            changes["lost_at"] = None
+        kept = update(VoiceSample).where(VoiceSample.record_id == claimed.record.id)
+        sample = kept.values(voice_id=voice_id, remove_at=None)
+        return await self._records.end(
+            claimed.opened, "succeeded", None, first=_closing(claimed, changes), along=[sample], corrects=True
+        )
 
     async def fail(self, claimed: ClaimedEnrollment, status: Status, failure: BaseException) -> None:
         """End the record, unless it has its end, and the search for its voice; the sample is removed."""
         sample = update(VoiceSample).where(VoiceSample.record_id == claimed.record.id)
-        changes = {"next_check_at": None}
-        await self._end(claimed, status, failure, changes, sample.values(remove_at=datetime.now(UTC)))
+        discarded = sample.values(remove_at=datetime.now(UTC))
+        closing = _closing(claimed, {"next_check_at": None})
+        await self._records.end(claimed.opened, status, failure, first=closing, along=[discarded])
 
-    async def _end(
-        self,
-        claimed: ClaimedEnrollment,
-        status: Status,
-        failure: BaseException | None,
-        changes: dict[str, Any],
-        sample: Executable,
-    ) -> bool:
-        ending = update(Enrollment).where(claimed.is_mine).values(claimed_by=None, claimed_until=None, **changes)
-        mine, along = exists().where(claimed.is_mine), [sample, ending]
-        ended = await self._records.end(
-            claimed.opened, status, failure, provided=mine, along=along, corrects=failure is None
-        )
-        if not ended and failure is not None:
-            async with self._database.transaction() as session:
-                if await session.scalar(select(mine)):
-                    for statement in along:
-                        await session.execute(statement)
-        return ended
+    async def tell(self, record_id: int) -> None:
+        """Write down that who ordered a lost voice has heard of it: the same order is a new one before long."""
+        told = update(Enrollment).where(Enrollment.record_id == record_id, Enrollment.lost_at.is_not(None))
+        async with self._database.transaction() as session:
+            await session.execute(told.values(lost_at=datetime.now(UTC) - REMEMBERED + REMEMBERED_WHEN_TOLD))
+
+
+def _closing(claimed: ClaimedEnrollment, changes: dict[str, Any]) -> Executable:
+    closing = update(Enrollment).where(claimed.is_mine).values(claimed_by=None, claimed_until=None, **changes)
+    return closing.returning(Enrollment.record_id)

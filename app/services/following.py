@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
 from sqlalchemy.exc import IntegrityError
 
+from app.catalog import read_voice_id
 from app.dashscope import Credential, EnrollmentClient
 from app.errors import AppError, NoApiKey, UpstreamTimeout, VoiceNotFound
 from app.models import Enrollment
@@ -36,6 +38,14 @@ HOPELESS = timedelta(days=1)
 FOLLOWED_FOR = timedelta(days=7)
 
 
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """What a search brought: the voice, or nothing; `is_open` if there are new ones that can't be told apart yet."""
+
+    voice_id: str | None
+    is_open: bool = False
+
+
 class VoiceFollower(Rounds[Enrollment]):
     """Checks voices that are being made: in the background with growing intervals, and at once when somebody asks."""
 
@@ -53,34 +63,36 @@ class VoiceFollower(Rounds[Enrollment]):
         self._accounts = accounts
         self._client = client
 
-    async def seek(self, claimed: ClaimedEnrollment, credential: Credential) -> str | None:
+    async def seek(self, claimed: ClaimedEnrollment, credential: Credential, *, is_told: bool = False) -> Sought:
         """Look in the provider's list for a voice that a lost answer may have named, and end the record with it.
 
-        None while there is none that can be told from others. Raises the AppError that kept it from an answer.
+        `is_told` says that the client who ordered it hears of it. Raises the AppError that kept it from an answer.
         """
         row = claimed.row
-        start = f"{row.target_model}-{row.prefix}-".casefold()
-        before = set(json.loads(row.voices_before))
+        before, asked_at = set(json.loads(row.voices_before)), datetime.now(UTC)
         listed = await self._client.find(credential, listed_prefix(row.prefix))
-        mine = [each for each in listed if each.voice_id.casefold().startswith(start) and each.voice_id not in before]
+        mine = [each for each in listed if _is_of(each.voice_id, row) and each.voice_id not in before]
         taken = await self._enrollments.attributed(claimed, [each.voice_id for each in mine])
-        new = sorted((each for each in mine if each.voice_id not in taken), key=lambda each: each.created_at)
+        new = [each for each in mine if each.voice_id not in taken][::-1]  # of a list whose newest come first
+        new.sort(key=lambda each: each.created_at)  # in whole seconds
         orders = await self._enrollments.lost_rivals(claimed)
+        if not new:
+            return Sought(None)
         if orders is None or (len(new) < len(orders) and not _is_over(row.lost_at, DESPAIR)):
-            return None
+            return Sought(None, is_open=True)
         mine_among_orders = orders.index(row.record_id)
         if mine_among_orders >= len(new):
-            return None
+            return Sought(None)
         found = new[mine_among_orders]
         try:
-            ended = await self._enrollments.succeed(claimed, found.voice_id)
+            ended = await self._enrollments.succeed(claimed, found.voice_id, is_told=is_told)
         except IntegrityError:  # another lost order was quicker
-            return None
+            return Sought(None, is_open=True)
         if not ended:
-            return None
+            return Sought(None)
         log.info("lost_voice_found", record_id=claimed.record.id, voice_id=found.voice_id)
-        await self._book.note(row.account, found, datetime.now(UTC))
-        return found.voice_id
+        await self._book.note(row.account, found, asked_at)
+        return Sought(found.voice_id)
 
     async def _ask(self, claimed: ClaimedEnrollment) -> dict[str, Any]:
         row = claimed.row
@@ -114,9 +126,10 @@ class VoiceFollower(Rounds[Enrollment]):
 
     async def _seek_again(self, claimed: ClaimedEnrollment, credential: Credential) -> dict[str, Any]:
         await self._enrollments.lose(claimed)  # one whose process died is lost as well
-        if await self.seek(claimed, credential):
+        sought = await self.seek(claimed, credential, is_told=False)
+        if sought.voice_id is not None:
             return {}
-        if _is_over(claimed.row.lost_at, LOST_FOR):
+        if _is_over(claimed.row.lost_at, LOST_FOR) and not sought.is_open:
             await self._enrollments.fail(claimed, "failed", UpstreamTimeout(LOST_FOR_GOOD))
             return {}
         if _is_over(claimed.row.lost_at, DESPAIR) and claimed.record.status == "running":
@@ -131,6 +144,14 @@ class VoiceFollower(Rounds[Enrollment]):
             await self._enrollments.fail(claimed, "failed", failure)
         else:
             await self._enrollments.put_back(claimed, {"next_check_at": None})
+
+
+def _is_of(voice_id: str, row: Enrollment) -> bool:
+    """Whether a voice is a clone of this order's model and prefix; whether capitals are kept is not documented."""
+    model, prefix = read_voice_id(voice_id) or ("", "")
+    named = f"{row.target_model}-{row.prefix}-".casefold()
+    is_named = (model, prefix.casefold()) == (row.target_model, row.prefix.casefold())
+    return is_named and voice_id.casefold().startswith(named)  # the id of a designed voice has more before its prefix
 
 
 def listed_prefix(prefix: str) -> str | None:

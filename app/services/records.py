@@ -227,13 +227,15 @@ class RecordService:
         failure: BaseException | None,
         *,
         provided: ColumnElement[bool] | None = None,
+        first: Executable | None = None,
         along: Sequence[Executable] = (),
         corrects: bool = False,
     ) -> bool:
         """Give a running record its end and its bill line, once, and do what is to be done `along` with it.
 
-        One that `corrects` also takes the place of a failure that was told for want of news. False for a record that
-        already has an end, or is not as `provided`: it stays as it is.
+        Nothing is done where `first`, an update that tells what it found, finds nothing; else it counts whether or not
+        the record has its end already. One that `corrects` also takes the place of a failure that was told for want of
+        news. False for a record that already has an end, or is not as `provided`: it stays as it is.
         """
         now = datetime.now(UTC)
         known = failure if isinstance(failure, AppError) else AppError() if failure else None
@@ -258,10 +260,12 @@ class RecordService:
             .returning(Record.user_id, Record.model_name)
         )
         async with self._database.transaction() as session:
+            if first is not None and (await session.execute(first)).first() is None:
+                return False
             settled = (await session.execute(ending)).one_or_none()
             if settled and record.quantity:
                 session.add(_bill(record, settled.user_id, settled.model_name, now))
-            if settled:
+            if settled or first is not None:
                 for statement in along:
                     await session.execute(statement)
         report = log.info if settled else log.warning

@@ -7,9 +7,12 @@ a while. The records of the voices' making follow.
 
 import asyncio
 import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 import structlog
 from sqlalchemy import func, or_, select, true, update
@@ -18,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.catalog import read_voice_id
 from app.completion import run_to_end
-from app.dashscope import Credential, EnrollmentClient, VoiceReport
+from app.dashscope import Credential, EnrollmentClient, VoiceReport, VoiceStatus
 from app.database import Database
 from app.errors import AppError, NotReady, UpstreamTimeout, VoiceNotFound
 from app.models import Enrollment, Voice, VoiceListing, VoiceSample
@@ -30,6 +33,7 @@ LISTED_FOR = timedelta(seconds=60)
 # How long the provider's list may lag behind what was done.
 LAG = timedelta(seconds=120)
 FOLLOW_AFTER = timedelta(seconds=2)
+MAX_MODEL_CHARS = 64
 MAX_PREFIX_CHARS = 64
 ROUND_SECONDS = 60.0
 CLAIM = timedelta(seconds=30)
@@ -109,14 +113,14 @@ class VoiceBook:
 
         async def write() -> bool:
             async with self._database.transaction() as session:
-                known = await session.get(Voice, (account, report.voice_id))
+                known = await session.get(Voice, (account, report.voice_id), with_for_update=True)
                 if known is None:
                     session.add(_voice(account, report, asked_at))
                 elif known.seen_at > asked_at or (begun_at and known.deleted_at and known.deleted_at > begun_at):
                     return known.deleted_at is None
                 else:
                     _copy(report, known, asked_at)
-                await _follow(session, report)
+                await _follow(session, [report])
             return True
 
         try:
@@ -131,10 +135,19 @@ class VoiceBook:
         the account as well.
         """
         now = datetime.now(UTC)
-        gone = update(Voice).where(Voice.voice_id == voice_id, true() if was_ours else Voice.account == account)
-        async with self._database.transaction() as session:
-            await session.execute(gone.values(deleted_at=now, seen_at=now))
-            await _retire(session, None if was_ours else account, [voice_id], now)
+
+        async def write() -> None:
+            gone = update(Voice).where(Voice.voice_id == voice_id, true() if was_ours else Voice.account == account)
+            async with self._database.transaction() as session:
+                marked = await session.scalars(gone.values(deleted_at=now, seen_at=now).returning(Voice.account))
+                if was_ours and account not in marked.all():
+                    session.add(_tombstone(account, voice_id, now))
+                await _retire(session, None if was_ours else account, [voice_id], now)
+
+        try:
+            await write()
+        except IntegrityError:  # a list wrote it down meanwhile
+            await write()
 
     async def _is_listed(self, account: str) -> bool:
         async with self._database.snapshot() as session:
@@ -171,9 +184,13 @@ class VoiceBook:
         if len(missing) > QUERIES_PER_ROUND:  # a second list will hardly lack the same by mistake
             voices |= {report.voice_id: report for report in await self._client.find(credential)}
             missing = set()
-        for voice_id in missing:
-            with suppress(VoiceNotFound):
-                voices[voice_id] = await self._client.query(credential, voice_id)
+        for voice in (voice for voice in known if voice.voice_id in missing):
+            try:
+                voices[voice.voice_id] = await self._client.query(credential, voice.voice_id)
+            except VoiceNotFound:
+                continue
+            except AppError:  # whatever it is, it does not prove the voice gone
+                voices[voice.voice_id] = _report(voice)
         for voice_id in sorted(strange)[:QUERIES_PER_ROUND]:
             with suppress(AppError):
                 voices[voice_id] = await self._client.query(credential, voice_id)
@@ -185,7 +202,8 @@ class VoiceBook:
         token = uuid.uuid4()
         while (now := datetime.now(UTC)) < deadline:
             free = or_(VoiceListing.claimed_until.is_(None), VoiceListing.claimed_until < now)
-            claiming = update(VoiceListing).where(VoiceListing.account == account, free)
+            stale = or_(VoiceListing.listed_at.is_(None), VoiceListing.listed_at <= now - LISTED_FOR)
+            claiming = update(VoiceListing).where(VoiceListing.account == account, free, stale)
             try:
                 async with self._database.transaction() as session:
                     listing = await session.get(VoiceListing, account)
@@ -210,9 +228,10 @@ class VoiceBook:
 
     async def _write_down(self, account: str, listed: list[VoiceReport], started_at: datetime) -> None:
         """Make the book say what the list says, but for what is known better."""
-        rows = select(Voice).where(Voice.account == account)
+        rows = select(Voice).where(Voice.account == account).order_by(Voice.voice_id).with_for_update()
         async with self._database.transaction() as session:
             known = {voice.voice_id: voice for voice in await session.scalars(rows)}
+            news = []
             for report in listed:
                 voice = known.pop(report.voice_id, None)
                 if voice is None:
@@ -221,10 +240,11 @@ class VoiceBook:
                     _copy(report, voice, started_at)
                 else:
                     continue
-                await _follow(session, report)
+                news.append(report)
             gone = [voice for voice in known.values() if _is_gone(voice, started_at)]
             for voice in gone:
                 await session.delete(voice)
+            await _follow(session, news)
             await _retire(session, account, [voice.voice_id for voice in gone if not voice.deleted_at], started_at)
 
 
@@ -233,13 +253,26 @@ def _voice(account: str, report: VoiceReport, seen_at: datetime) -> Voice:
     return Voice(
         account=account,
         voice_id=report.voice_id,
-        target_model=report.target_model or model,
+        target_model=(report.target_model or model)[:MAX_MODEL_CHARS],
         prefix=prefix[:MAX_PREFIX_CHARS],
         status=report.status,
         created_at=report.created_at,
         modified_at=report.modified_at,
         seen_at=seen_at,
     )
+
+
+def _report(voice: Voice) -> VoiceReport:
+    """What is known of a voice, as the provider would say it."""
+    status = cast(VoiceStatus, voice.status)
+    return VoiceReport(voice.voice_id, status, voice.created_at, voice.modified_at, voice.target_model)
+
+
+def _tombstone(account: str, voice_id: str, now: datetime) -> Voice:
+    """A voice that we never saw, and deleted."""
+    voice = _voice(account, VoiceReport(voice_id, "UNDEPLOYED", now, now), now)
+    voice.deleted_at = now
+    return voice
 
 
 def _copy(report: VoiceReport, voice: Voice, seen_at: datetime) -> None:
@@ -266,20 +299,24 @@ def _is_gone(voice: Voice, listed_at: datetime) -> bool:
     return voice.seen_at < listed_at
 
 
-async def _follow(session: AsyncSession, report: VoiceReport) -> None:
-    """Let the record of a voice's making tell its status, and be followed again while that is not final."""
+async def _follow(session: AsyncSession, reports: Iterable[VoiceReport]) -> None:
+    """Let the records of voices' making tell their status, and be followed again while that is not final."""
+    by_status: defaultdict[str, list[str]] = defaultdict(list)
+    for report in reports:
+        by_status[report.status].append(report.voice_id)
     now = datetime.now(UTC)
-    made = update(Enrollment).where(Enrollment.voice_id == report.voice_id)
-    await session.execute(made.where(Enrollment.status != report.status).values(status=report.status))
-    if report.status == "DEPLOYING":
-        again = made.where(Enrollment.next_check_at.is_(None))
-        await session.execute(again.values(followed_since=now, misses=0, next_check_at=now + FOLLOW_AFTER))
+    for status, voice_ids in by_status.items():
+        for some in _in_parts(voice_ids):
+            made = update(Enrollment).where(Enrollment.voice_id.in_(some))
+            await session.execute(made.where(Enrollment.status != status).values(status=status))
+            if status == "DEPLOYING":
+                again = made.where(Enrollment.next_check_at.is_(None))
+                await session.execute(again.values(followed_since=now, misses=0, next_check_at=now + FOLLOW_AFTER))
 
 
 async def _retire(session: AsyncSession, account: str | None, voice_ids: list[str], now: datetime) -> None:
     """Have the samples of voices that are gone removed, and nobody follow those. What never was ready never will be."""
-    for start in range(0, len(voice_ids), VOICES_AT_ONCE):
-        some = voice_ids[start : start + VOICES_AT_ONCE]
+    for some in _in_parts(voice_ids):
         made = update(Enrollment).where(Enrollment.voice_id.in_(some))
         samples = update(VoiceSample).where(VoiceSample.voice_id.in_(some))
         if account is not None:
@@ -287,3 +324,9 @@ async def _retire(session: AsyncSession, account: str | None, voice_ids: list[st
         await session.execute(made.values(next_check_at=None, claimed_by=None, claimed_until=None))
         await session.execute(made.where(Enrollment.status == "DEPLOYING").values(status="UNDEPLOYED"))
         await session.execute(samples.values(remove_at=now))
+
+
+def _in_parts(voice_ids: list[str]) -> Iterator[list[str]]:
+    """As many as one statement names."""
+    for start in range(0, len(voice_ids), VOICES_AT_ONCE):
+        yield voice_ids[start : start + VOICES_AT_ONCE]

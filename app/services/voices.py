@@ -3,9 +3,8 @@
 import asyncio
 import re
 import uuid
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -46,6 +45,16 @@ _WHY_NOT = {
 _VOICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
+class _Watch:
+    """A voice that is waited for: what was last seen of it, who watches it, and for how many."""
+
+    task: asyncio.Task[None]
+
+    def __init__(self, report: VoiceReport) -> None:
+        self.report = report
+        self.waiting = 0
+
+
 class VoiceService:
     """The voices of a user's account at the provider."""
 
@@ -63,7 +72,7 @@ class VoiceService:
         self._client = client
         self._in_flight = in_flight
         self._looks: dict[tuple[str, str], asyncio.Task[VoiceReport]] = {}
-        self._waited: dict[str, Counter[str]] = {}
+        self._watches: dict[str, dict[str, _Watch]] = {}
 
     async def page(
         self, user_id: uuid.UUID, page: int, page_size: int, prefix: str | None, model: str | None
@@ -88,42 +97,46 @@ class VoiceService:
         report = await self._look(credential, voice_id)
         if report.status != "DEPLOYING" or not wait_seconds:
             return report
-        with self._waiting(credential.account, voice_id), suppress(TimeoutError):
-            async with asyncio.timeout(wait_seconds):
-                while not self._in_flight.hurried:
-                    await asyncio.sleep(self._poll_seconds(credential.account))
-                    report = await self._look_again(credential, report)
-                    if report.status != "DEPLOYING":
-                        break
-        return report
+        with self._watched(credential, report) as watch:
+            await asyncio.wait([watch.task], timeout=wait_seconds)
+            if watch.task.done():
+                watch.task.result()
+            return watch.report
 
     @contextmanager
-    def _waiting(self, account: str, voice_id: str) -> Iterator[None]:
-        waited = self._waited.setdefault(account, Counter())
-        waited[voice_id] += 1
+    def _watched(self, credential: Credential, report: VoiceReport) -> Iterator[_Watch]:
+        """Share the watching of a voice with all who wait for it, until the last of them leaves."""
+        of_account = self._watches.setdefault(credential.account, {})
+        watch = of_account.get(report.voice_id)
+        if watch is None or watch.task.done():
+            watch = of_account[report.voice_id] = _Watch(report)
+            watch.task = asyncio.create_task(self._watch(credential, watch))
+        watch.waiting += 1
         try:
-            yield
+            yield watch
         finally:
-            waited[voice_id] -= 1
-            if not waited[voice_id]:
-                del waited[voice_id]
-            if not waited:
-                self._waited.pop(account, None)
+            watch.waiting -= 1
+            if not watch.waiting:
+                watch.task.cancel()
+                if of_account.get(report.voice_id) is watch:
+                    del of_account[report.voice_id]
+                if not of_account:
+                    self._watches.pop(credential.account, None)
 
-    def _poll_seconds(self, account: str) -> float:
-        """Many voices of one account share the provider's rate limit."""
-        return max(WAIT_POLL_SECONDS, len(self._waited[account]) / POLLS_PER_SECOND)
-
-    async def _look_again(self, credential: Credential, report: VoiceReport) -> VoiceReport:
-        """Look, unless somebody else just did and it is still being made; trouble that may pass is waited out."""
-        fresh = datetime.now(UTC) - timedelta(seconds=self._poll_seconds(credential.account)) * SHARED_FOR
-        if await self._book.is_being_made(credential.account, report.voice_id, fresh):
-            return report
-        try:
-            return await self._look(credential, report.voice_id)
-        except (UpstreamError, UpstreamTimeout, RateLimited) as error:
-            log.warning("voice_not_looked_at", error=type(error).__name__)
-            return report
+    async def _watch(self, credential: Credential, watch: _Watch) -> None:
+        """Look at a voice until it is ready or rejected, or this process ends; trouble that may pass is waited out."""
+        account, voice_id = credential.account, watch.report.voice_id
+        while watch.report.status == "DEPLOYING" and not self._in_flight.hurried:
+            # Many voices of one account share the provider's rate limit.
+            poll_seconds = max(WAIT_POLL_SECONDS, len(self._watches[account]) / POLLS_PER_SECOND)
+            await asyncio.sleep(poll_seconds)
+            lately = datetime.now(UTC) - timedelta(seconds=poll_seconds * SHARED_FOR)
+            if await self._book.is_being_made(account, voice_id, lately):
+                continue  # somebody else has just looked
+            try:
+                watch.report = await self._look(credential, voice_id)
+            except (UpstreamError, UpstreamTimeout, RateLimited) as error:
+                log.warning("voice_not_looked_at", error=type(error).__name__)
 
     async def update(self, user_id: uuid.UUID, voice_id: str, audio: AudioUrl | AudioFile) -> VoiceReport:
         """Have a voice made anew of another sample. Goes on to its end even if the caller does not wait for it.
