@@ -230,7 +230,7 @@ async def test_strange_characters_find_nothing_and_break_nothing(account: Accoun
         assert (answer.status_code, answer.json()["data"]) == (200, []), encoded
 
 
-@pytest.mark.parametrize("name", ["model", "category", "language", "feature", "q"])
+@pytest.mark.parametrize("name", ["language", "feature", "q"])
 async def test_absurd_lengths_are_refused(account: Account, name: str) -> None:
     for length in (101, 30_000):
         answer = await account.client.get(PATH, params={name: "龙" * (length // 9) + "a" * length})
