@@ -218,8 +218,9 @@ class Enrollment(Watched, Table):
     """The making of a voice: from before the provider is asked until the voice is ready or rejected.
 
     Until its answer is here, `voice_id` is empty, and `voices_before` (JSON) are the voices of that prefix that there
-    were when it was asked, so that the new one is told from them should the answer be lost: `lost_at`. `digest` names
-    the same order of the same sample. Then `status` follows the voice, since `followed_since`.
+    were when it was asked, null if they could not be listed, so that the new one is told from them should the answer be
+    lost: `lost_at`. `digest` names the same order of the same sample. Then `status` follows the voice, since
+    `followed_since`.
     """
 
     __tablename__ = "enrollments"

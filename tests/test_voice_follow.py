@@ -107,7 +107,6 @@ async def outcome(sandbox: Sandbox, server: Server, account: Account, answer: ht
     [item] = (await account.history())["items"]
     if not comes and item["status"] == "running":
         assert sample_of(server, account) is not None
-        assert refusal(await clone_file(account)) == (504, "TIMEOUT")
         age(server, item["id"])
     item = await item_with(account, "OK" if comes else "failed")
     assert item["bill"] == "0"
@@ -195,6 +194,20 @@ async def test_the_same_order_after_a_time_out_makes_no_second_voice(
         assert (data["voice_id"], data["record_id"]) == (item["voice_id"], item["id"])
     assert len(sandbox.voices(met.account.api_key)) == 1
     assert len(asked(sandbox, met.account, "create_voice")) == 1
+
+
+async def test_an_order_that_was_lost_without_a_voice_is_made_anew_once_that_was_looked_for(
+    impatient: Server, sandbox: Sandbox, create_account: CreateAccount
+) -> None:
+    account = await create_account(impatient)
+    assert refusal(await (await begin(sandbox, account, {"how": "silent"}))) == (504, "TIMEOUT")
+    looked_before = len(asked(sandbox, account, "list_voice"))
+    data = data_of(await clone_file(account))
+    assert [voice["voice_id"] for voice in sandbox.voices(account.api_key)] == [data["voice_id"]]
+    assert len(asked(sandbox, account, "create_voice")) == 2
+    assert len(asked(sandbox, account, "list_voice")) >= looked_before + 4
+    [anew, _] = (await account.history())["items"]
+    assert anew["id"] == data["record_id"]
 
 
 @pytest.mark.parametrize("first", [{"how": "delay", "seconds": 5}, {"how": "late", "seconds": 3.5}])

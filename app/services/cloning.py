@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 FREE = Price("voice", Decimal(0), "CNY")
 # After a lost answer, the list is looked at before each of these pauses and after the last; later in the background.
 SEEK_PAUSES_SECONDS = (1.0, 2.0, 4.0)
+LIST_SECONDS = 15.0
 LOST_FOR_NOW = "百炼平台没有返回结果，但音色可能仍会创建成功。后台会继续查找并更新历史记录，请稍后查看音色列表"
 
 
@@ -75,8 +76,8 @@ class CloningService:
     async def create(self, user_id: uuid.UUID, order: CloningOrder, audio: AudioUrl | AudioFile) -> Cloned:
         """Have a voice made. Goes on to its end even if the caller does not wait for it; closes the audio.
 
-        The same order, while the answer to an earlier one is lost, waits for that one's voice instead. Raises the
-        AppError that tells the client what went wrong.
+        Where the answer to the same order was lost before, that one's voice is looked for first. Raises the AppError
+        that tells the client what went wrong.
         """
         return await asyncio.shield(self._in_flight.start(self._create(user_id, order, audio)))
 
@@ -90,22 +91,34 @@ class CloningService:
             async with self._samples.admitted(user_id, audio) as sample:
                 digest = _digest(sent, sample)
                 lost = await self._enrollments.find_lost(user_id, credential.account, digest)
-                if lost is not None:
-                    return await self._look_for(lost)
+                if lost is not None and (found := await self._look_for(lost)):
+                    return found
                 asked = _describe(order, audio)
                 async with self._records.running(user_id, "voice", order.target_model, asked, FREE) as record:
                     return await self._order(user_id, credential, sent, sample, digest, record)
 
-    async def _look_for(self, lost: Enrollment) -> Cloned:
-        """The voice of a lost order, looked for once more if need be. Raises UpstreamTimeout while there is none."""
+    async def _look_for(self, lost: Enrollment) -> Cloned | None:
+        """The voice of a lost order, looked for a few times if need be."""
         found: Enrollment | None = lost
-        if lost.voice_id is None:
-            await asyncio.shield(self._follower.check(lost.record_id))
-            found = await self._enrollments.find(lost.record_id)
-        if found is None or found.voice_id is None:
-            raise UpstreamTimeout(LOST_FOR_NOW)
-        await self._enrollments.tell(found.record_id)
-        return Cloned(found.record_id, found.voice_id, found.status or "DEPLOYING", found.target_model)
+        for pause_seconds in (*SEEK_PAUSES_SECONDS, None):
+            if found and found.voice_id is None:
+                await asyncio.shield(self._follower.check(lost.record_id))
+                found = await self._enrollments.find(lost.record_id)
+            if found and found.voice_id is not None:
+                await self._enrollments.tell(found.record_id)
+                return Cloned(found.record_id, found.voice_id, found.status or "DEPLOYING", found.target_model)
+            if pause_seconds is not None:
+                await asyncio.sleep(pause_seconds)
+        return None
+
+    async def _list_before(self, credential: Credential, prefix: str) -> list[str] | None:
+        """The voices of a prefix that there are; None where they can't be listed, which is no reason not to order."""
+        try:
+            async with asyncio.timeout(LIST_SECONDS):
+                return [voice.voice_id for voice in await self._client.find(credential, listed_prefix(prefix))]
+        except (TimeoutError, UpstreamError, UpstreamTimeout) as error:
+            log.warning("voices_not_listed_before", error=type(error).__name__)
+            return None
 
     async def _order(
         self,
@@ -117,7 +130,7 @@ class CloningService:
         record: OpenRecord,
     ) -> Cloned:
         """Ask the provider, and bring the record to its end, or to those who go on looking for the voice."""
-        before = [voice.voice_id for voice in await self._client.find(credential, listed_prefix(order.prefix))]
+        before = await self._list_before(credential, order.prefix)
         now = datetime.now(UTC)
         row = Enrollment(
             record_id=record.id,

@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy.exc import IntegrityError
 
 from app.catalog import read_voice_id
-from app.dashscope import Credential, EnrollmentClient
+from app.dashscope import Credential, EnrollmentClient, VoiceReport
 from app.errors import AppError, NoApiKey, UpstreamTimeout, VoiceNotFound
 from app.models import Enrollment
 from app.services.accounts import AccountService
@@ -32,6 +32,7 @@ GONE_BELIEVED = 3
 LOST_FOR = timedelta(minutes=10)
 DESPAIR = timedelta(seconds=30)
 INSPECTION_SECONDS = 60.0
+CLOCKS_DIFFER = timedelta(minutes=1)  # ours and the provider's, at most
 LOST_SO_FAR = "百炼平台没有返回结果，至今也没有出现新的音色；后台还会查找一段时间，找到后更新本记录"
 LOST_FOR_GOOD = "百炼平台没有返回结果，之后也没有出现新的音色，请重新创建"
 HOPELESS = timedelta(days=1)
@@ -69,9 +70,9 @@ class VoiceFollower(Rounds[Enrollment]):
         `is_told` says that the client who ordered it hears of it. Raises the AppError that kept it from an answer.
         """
         row = claimed.row
-        before, asked_at = set(json.loads(row.voices_before)), datetime.now(UTC)
+        asked_at = datetime.now(UTC)
         listed = await self._client.find(credential, listed_prefix(row.prefix))
-        mine = [each for each in listed if _is_of(each.voice_id, row) and each.voice_id not in before]
+        mine = [each for each in _not_there_before(listed, claimed) if _is_of(each.voice_id, row)]
         taken = await self._enrollments.attributed(claimed, [each.voice_id for each in mine])
         new = [each for each in mine if each.voice_id not in taken][::-1]  # of a list whose newest come first
         new.sort(key=lambda each: each.created_at)  # in whole seconds
@@ -152,6 +153,15 @@ def _is_of(voice_id: str, row: Enrollment) -> bool:
     named = f"{row.target_model}-{row.prefix}-".casefold()
     is_named = (model, prefix.casefold()) == (row.target_model, row.prefix.casefold())
     return is_named and voice_id.casefold().startswith(named)  # the id of a designed voice has more before its prefix
+
+
+def _not_there_before(listed: list[VoiceReport], claimed: ClaimedEnrollment) -> list[VoiceReport]:
+    """The voices that were not there before the order; by their time where it is not known which were."""
+    before = json.loads(claimed.row.voices_before)
+    if before is None:
+        return [voice for voice in listed if voice.created_at > claimed.record.created_at - CLOCKS_DIFFER]
+    known = set(before)
+    return [voice for voice in listed if voice.voice_id not in known]
 
 
 def listed_prefix(prefix: str) -> str | None:
