@@ -40,9 +40,13 @@ class OpenEnrollments(Claims[Enrollment]):
         return claimed
 
     async def find_lost(self, user_id: uuid.UUID, account: str, digest: str) -> Enrollment | None:
-        """The same order by the same user, if its answer was lost and its voice is looked for, or was found lately."""
+        """The same order by the same user, if its answer was lost and its voice is looked for, or was found lately.
+
+        Not one whose client still waits.
+        """
         now = datetime.now(UTC)
-        is_lost = Enrollment.lost_at.is_not(None) | (Enrollment.claimed_until < now)
+        was_answered = Enrollment.lost_at.is_not(None) & Enrollment.checked_at.is_not(None)  # left to the follower
+        is_lost = was_answered | (Enrollment.claimed_until < now)
         is_sought = Enrollment.voice_id.is_(None) & Enrollment.next_check_at.is_not(None)
         was_found = Enrollment.voice_id.is_not(None) & (Enrollment.lost_at > now - REMEMBERED)
         is_deleted = exists().where(
