@@ -422,6 +422,17 @@ async def test_a_thousand_voices_take_few_statements_and_little_time(desk: Desk,
         assert (name, statements.total()) <= (name, most)
 
 
+async def test_many_new_voices_are_kept_although_the_list_lacks_them(desk: Desk, clock: time_machine.Traveller) -> None:
+    old, new = [{voice(f"{kind}{each:02}"): "OK" for each in range(30)} for kind in ("old", "new")]
+    desk.lists(*map(report, old))
+    assert await desk.relist() == old
+    clock.shift(2 * LAG)
+    for voice_id in new:
+        await desk.note(report(voice_id))
+    desk.lists()
+    assert await desk.relist() == new
+
+
 # ---- Many at once
 
 

@@ -162,7 +162,7 @@ class VoiceBook:
         started_at, listed_at = datetime.now(UTC), None
         try:
             async with asyncio.timeout(ROUND_SECONDS):
-                listed = await self._complete(credential, await self._client.find(credential))
+                listed = await self._complete(credential, await self._client.find(credential), started_at)
             try:
                 await self._write_down(account, listed, started_at)
             except IntegrityError:  # a voice was written down meanwhile
@@ -173,7 +173,9 @@ class VoiceBook:
         finally:
             await run_to_end(self._end_turn(account, token, listed_at))
 
-    async def _complete(self, credential: Credential, listed: list[VoiceReport]) -> list[VoiceReport]:
+    async def _complete(
+        self, credential: Credential, listed: list[VoiceReport], started_at: datetime
+    ) -> list[VoiceReport]:
         """Ask for voices that the list lacks, which does not prove them gone, and for models that ids do not tell."""
         voices = {report.voice_id: report for report in listed}
         async with self._database.snapshot() as session:
@@ -181,8 +183,10 @@ class VoiceBook:
         strange = {voice_id for voice_id in voices if read_voice_id(voice_id) is None}
         strange -= {voice.voice_id for voice in known if voice.target_model}
         missing = {voice.voice_id for voice in known if voice.deleted_at is None} - voices.keys()
-        if len(missing) > QUERIES_PER_ROUND:  # a second list will hardly lack the same by mistake
-            voices |= {report.voice_id: report for report in await self._client.find(credential)}
+        if len(missing) > QUERIES_PER_ROUND:  # a second list will hardly lack the same by mistake, but for new ones
+            new = {voice.voice_id: _report(voice) for voice in known if voice.seen_at > started_at - LAG}
+            again = {report.voice_id: report for report in await self._client.find(credential)}
+            voices = {voice_id: new[voice_id] for voice_id in missing & new.keys()} | voices | again
             missing = set()
         for voice in (voice for voice in known if voice.voice_id in missing):
             try:
