@@ -8,7 +8,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from starlette.exceptions import HTTPException
 
 from app.catalog import read_voice_id
-from app.dashscope import CloningOrder
+from app.dashscope import CloningOrder, VoiceReport
+from app.models import Voice
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, error_answers
 from app.routers.fields import Text
@@ -99,17 +100,12 @@ class VoiceList(BaseModel):
     voices: list[VoiceItem] = Field(description="音色列表")
 
 
-class VoiceDetail(BaseModel):
+class VoiceDetail(VoiceItem):
     """一个复刻音色的详细信息。"""
 
-    voice_id: str = Field(description="音色ID", examples=["cosyvoice-v3-plus-myvoice-xxxxxxxx"])
-    status: str = Field(description="音色状态：`DEPLOYING`、`OK`、`UNDEPLOYED`", examples=["OK"])
-    target_model: str = Field(description="目标模型", examples=["cosyvoice-v3-plus"])
     resource_link: str = Field(
         description="百炼保存的音频样本，限时有效；没有时为空", examples=["https://xxx/audio.wav"]
     )
-    gmt_create: str = Field(description="创建时间", examples=["2025-01-01 10:00:00"])
-    gmt_modified: str = Field(description="修改时间", examples=["2025-01-01 10:00:05"])
 
 
 class UpdatedVoice(BaseModel):
@@ -209,17 +205,7 @@ async def list_voices(
 ) -> Envelope[VoiceList]:
     """List the account's cloned voices."""
     found = await services.voices.page(user.id, page, page_size, prefix or None, model or None)
-    zone = services.settings.zone
-    voices = [
-        VoiceItem(
-            voice_id=voice.voice_id,
-            status=voice.status,
-            target_model=voice.target_model,
-            gmt_create=show_task_time(voice.created_at, zone),
-            gmt_modified=show_task_time(voice.modified_at, zone),
-        )
-        for voice in found.voices
-    ]
+    voices = [_shown(voice, services.settings.zone) for voice in found.voices]
     return Envelope(data=VoiceList(total=found.total, voices=voices))
 
 
@@ -242,18 +228,8 @@ async def get_voice(
     """Look at a cloned voice, or wait until it is ready or rejected."""
     looking = services.voices.get(user.id, voice_id, wait)
     voice = await (while_connected(request, looking) if wait else looking)
-    zone: ZoneInfo = services.settings.zone
-    model, _ = read_voice_id(voice.voice_id) or ("", "")
-    return Envelope(
-        data=VoiceDetail(
-            voice_id=voice.voice_id,
-            status=voice.status,
-            target_model=voice.target_model or model,
-            resource_link=voice.resource_link or "",
-            gmt_create=show_task_time(voice.created_at, zone),
-            gmt_modified=show_task_time(voice.modified_at, zone),
-        )
-    )
+    shown = _shown(voice, services.settings.zone)
+    return Envelope(data=VoiceDetail(**shown.model_dump(), resource_link=voice.resource_link or ""))
 
 
 @router.put(
@@ -286,3 +262,14 @@ async def delete_voice(services: ServicesDep, user: CurrentUser, voice_id: Voice
     """Delete a voice."""
     await services.voices.delete(user.id, voice_id)
     return Envelope(data=None)
+
+
+def _shown(voice: Voice | VoiceReport, zone: ZoneInfo) -> VoiceItem:
+    model, _ = read_voice_id(voice.voice_id) or ("", "")
+    return VoiceItem(
+        voice_id=voice.voice_id,
+        status=voice.status,
+        target_model=voice.target_model or model,
+        gmt_create=show_task_time(voice.created_at, zone),
+        gmt_modified=show_task_time(voice.modified_at, zone),
+    )
