@@ -11,6 +11,7 @@ from alembic.util.exc import CommandError
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.serving import WEBSOCKETS
 from app.settings import Settings, load_secrets
 
 DEFAULT_HOST = "127.0.0.1"
@@ -55,7 +56,18 @@ def _parser() -> argparse.ArgumentParser:
 
     sandbox = commands.add_parser("sandbox", help="a local stand-in of DashScope and OSS")
     _add_address(sandbox, SANDBOX_PORT)
-    sandbox.add_argument("--realtime", action="store_true", help="send audio as fast as it plays")
+    pace = sandbox.add_mutually_exclusive_group()
+    pace.add_argument("--speed", type=float, metavar="X", help="send audio X times as fast as it plays")
+    pace.add_argument(
+        "--realtime", dest="speed", action="store_const", const=1.0, help="send audio as fast as it plays: speed 1"
+    )
+    sandbox.add_argument(
+        "--first-audio-seconds",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="how long a task's first audio takes from its first text on (default %(default)s, DashScope: 0.2-0.8)",
+    )
     sandbox.add_argument(
         "--rate-limit", type=int, metavar="N", help="refuse more than N tasks per second, key and model (DashScope: 3)"
     )
@@ -114,6 +126,7 @@ def _serve(options: argparse.Namespace) -> int:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+        **WEBSOCKETS,
     )
     return 0
 
@@ -123,7 +136,8 @@ def _sandbox(options: argparse.Namespace) -> int:
 
     _require_free(options.host, options.port)
     sandbox = SandboxOptions(
-        realtime=options.realtime,
+        speed=options.speed,
+        first_audio_seconds=options.first_audio_seconds,
         rate_limit_per_second=options.rate_limit,
         task_seconds=options.task_seconds,
         voice_seconds=options.voice_seconds,

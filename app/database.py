@@ -8,12 +8,15 @@ from typing import Any
 
 from sqlalchemy import Connection, event, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _WRITE = "app_write"
 SQLITE_BUSY_TIMEOUT_MS = 10_000
+# What a database that is busy or away raises: asyncpg's refused connections arrive as plain OSErrors.
+UNAVAILABLE = (SQLAlchemyError, OSError)
 
 
 class Database:

@@ -12,6 +12,7 @@ import httpx
 import uvicorn
 
 from app.main import create_app
+from app.serving import WEBSOCKETS
 from app.settings import Settings, read_or_create_secret
 
 USERNAME = "demo"
@@ -63,7 +64,13 @@ async def _sandbox(port: int) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _backend(settings: Settings, host: str, port: int) -> AsyncIterator[asyncio.Task[None]]:
     config = uvicorn.Config(
-        create_app(settings), host=host, port=port, log_config=None, access_log=False, server_header=False
+        create_app(settings),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        **WEBSOCKETS,
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())

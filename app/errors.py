@@ -21,7 +21,10 @@ AppError
 ├── ObjectNotFound          404 NOT_FOUND
 ├── UsernameTaken           409 USERNAME_TAKEN
 ├── NoTranscript            409 NO_TRANSCRIPT: the task is not finished, or has failed
+├── NotCancellable          409 NOT_CANCELLABLE: a call under way that cannot be stopped
+├── Cancelled               409 CANCELLED: the user stopped it while somebody waited for it
 ├── PayloadTooLarge         413 PAYLOAD_TOO_LARGE: a body that is refused unread
+├── IdleTimeout             408 IDLE_TIMEOUT: a live session in which nothing happens
 ├── Abandoned               499 ABANDONED: the client left before anything was bought
 ├── RateLimited             429 RATE_LIMITED
 │   └── Throttled               the provider's own limit
@@ -207,6 +210,30 @@ class NoTranscript(AppError):
     status = 409
     code = "NO_TRANSCRIPT"
     default_message = "任务尚未完成，请稍后再试"
+
+
+class NotCancellable(AppError):
+    """The call is under way, and of a kind that cannot be stopped."""
+
+    status = 409
+    code = "NOT_CANCELLABLE"
+    default_message = "该任务正在进行，不支持取消"
+
+
+class Cancelled(AppError):
+    """The user stopped the work while it was waited for."""
+
+    status = 409
+    code = "CANCELLED"
+    default_message = "合成已取消，已合成的部分见历史记录"
+
+
+class IdleTimeout(AppError):
+    """Nothing came from the client of a live session for too long."""
+
+    status = 408
+    code = "IDLE_TIMEOUT"
+    default_message = "长时间没有收到消息，连接已关闭"
 
 
 class PayloadTooLarge(AppError):

@@ -13,8 +13,11 @@ from app.routers import (
     auth,
     health,
     history,
+    live,
+    long_text,
     media,
     pages,
+    progress,
     recognition,
     speech,
     subtitles,
@@ -30,8 +33,9 @@ from app.services import open_services
 from app.settings import Settings
 from app.stopping import hearing_stop
 
-# Of routes that take no audio; the longest text is far below this.
+# Of routes that take neither audio nor long texts; the longest text of a short synthesis is far below this.
 MAX_BODY_BYTES = 1024 * 1024
+LONGEST_CHARACTER_BYTES = 12  # two escapes of JSON
 
 _DESCRIPTION = """\
 自托管的 AI 语音后端：用每个用户自己的百炼 API Key 合成与识别语音、复刻声音，保存结果，并记录每次调用的费用。
@@ -39,7 +43,8 @@ _DESCRIPTION = """\
 1. `POST /api/auth/register` 注册；
 2. 点击右上角 **Authorize**，填写用户名与密码登录；
 3. `PUT /api/user/apikey` 保存百炼 API Key；
-4. `POST /api/audio/tts/synthesize` 合成语音，用返回的 `audio_url` 播放；
+4. `POST /api/audio/tts/synthesize` 合成语音，用返回的 `audio_url` 播放；`POST /api/audio/tts/synthesize-long`
+   合成长文本；WebSocket `/api/audio/tts/stream` 边写边播（见 README）；
 5. `POST /api/audio/asr/recognize` 识别短音频，`POST /api/audio/asr/transcribe` 转写长音频；
 6. `POST /api/audio/voice/create` 用一段录音复刻声音，`GET /api/audio/voice/system` 查看系统音色。
 
@@ -72,7 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         swagger_ui_parameters={"displayRequestDuration": True},
     )
     app.state.metrics = metrics
-    audio = (speech, recognition, transcription, subtitles, system_voices, voices, history)
+    audio = (speech, long_text, live, recognition, transcription, subtitles, system_voices, voices, history, progress)
     for routes in (auth, users, *audio, health, pages):
         app.include_router(routes.router)
     if settings.storage == "local":
@@ -80,7 +85,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     add_failure_handlers(app)
     describe_errors_as_answered(app)
     uploads = {recognition.PATH: recognition.MAX_BODY_BYTES, f"{voices.PREFIX}/": voices.MAX_BODY_BYTES}
-    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=uploads)
+    texts = {long_text.PATH: MAX_BODY_BYTES + LONGEST_CHARACTER_BYTES * settings.long_text_max_chars}
+    app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=uploads, texts=texts)
     app.add_middleware(AnswerUnexpected)
     app.add_middleware(
         CORSMiddleware,

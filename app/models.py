@@ -123,12 +123,11 @@ class ApiKey(Table):
 class Record(Table):
     """One paid call, from before the provider is asked until its end is known.
 
-    `status` starts as `running` and ends, once, as `succeeded`, `failed`, `abandoned` (the client left) or
-    `interrupted` (we died). `unit_price` is the price per unit that the call was opened with, `expected_quantity`
-    what the work that was handed over will count in all. `lease_expires_at` is renewed by the living process that
-    works on the record; when it has passed, nobody does. A transcription that the provider has taken on has no lease,
-    nor has the making of a voice: whichever process looks after it next ends its record. `output_data` is JSON of
-    whatever else was found out.
+    `status` starts as `running` and ends, once, as `succeeded`, `failed`, `cancelled` (by the user), `abandoned` (the
+    client left) or `interrupted` (we died). `unit_price` is the price per unit that the call was opened with,
+    `expected_quantity` what the work that was handed over will count in all. `lease_expires_at` is renewed by the
+    living process that works on the record; when it has passed, nobody does. A job's record has no lease:
+    whichever process works on the job next ends it. `output_data` is JSON of whatever else was found out.
     """
 
     __tablename__ = "records"
@@ -212,6 +211,44 @@ class Transcription(Watched, Table):
     def provider_name(self) -> str | None:
         """The task's id."""
         return self.task_id
+
+
+class LongText(Watched, Table):
+    """A text that is spoken segment by segment, until its record has an end and nothing of the work lies about.
+
+    `characters` is what it was counted so far, every try of every segment included, `guessed` the part of them that is
+    an estimate: of tries whose process died. The joined audio goes to `output_key`, subtitles to `subtitle_key`.
+    """
+
+    __tablename__ = "long_texts"
+    __table_args__ = (Index("ix_long_texts_next_check_at", "next_check_at"),)
+
+    segments_total: Mapped[int] = mapped_column(Integer)
+    segments_done: Mapped[int] = mapped_column(Integer, default=0)
+    characters: Mapped[int] = mapped_column(BigInteger, default=0)
+    guessed: Mapped[int] = mapped_column(BigInteger, default=0)
+    output_key: Mapped[str] = mapped_column(String(512))
+    subtitle_key: Mapped[str | None] = mapped_column(String(512))
+    cancelled_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Segment(Table):
+    """A part of a long text, and the checkpoint of its speech: raw samples in our store, until the whole is joined.
+
+    While it is being bought, `attempt` names the try, and `at_stake` is what that will count in all. Once it is spoken,
+    `key` is where its `samples` are, and `cues` (JSON) are its subtitles.
+    """
+
+    __tablename__ = "segments"
+
+    record_id: Mapped[int] = mapped_column(ForeignKey("records.id", ondelete="RESTRICT"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    text: Mapped[str] = mapped_column(Text, deferred=True)
+    attempt: Mapped[uuid.UUID | None] = mapped_column(Uuid)
+    at_stake: Mapped[int] = mapped_column(Integer, default=0)
+    key: Mapped[str | None] = mapped_column(String(512))
+    samples: Mapped[int | None] = mapped_column(BigInteger)
+    cues: Mapped[str | None] = mapped_column(Text, deferred=True)
 
 
 class Enrollment(Watched, Table):

@@ -50,8 +50,16 @@ def configure_logs(level: str) -> None:
         )
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # It tells the addresses of WebSockets, which may hold a login token, and at DEBUG all that passes through them.
+    server = logging.getLogger("uvicorn.error")
+    server.setLevel(max(logging.INFO, logging.getLevelName(level)))
+    server.addFilter(_tells_no_address)
     for chatty in ("httpx", "websockets", "oss2", "urllib3", "aiosqlite", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _tells_no_address(record: logging.LogRecord) -> bool:
+    return '"WebSocket ' not in str(record.msg)
 
 
 class Metrics:
@@ -80,7 +88,7 @@ class RequestContext:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] != "http":
+        if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
@@ -89,8 +97,8 @@ class RequestContext:
 
         async def send_named(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            if message["type"] in {"http.response.start", "websocket.accept"}:
+                status = message.get("status", 101)
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
             await send(message)
 
@@ -102,9 +110,10 @@ class RequestContext:
 
     def _observe(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        self._metrics.requests.labels(scope["method"], route, status).inc()
+        method = scope.get("method", "WEBSOCKET")
+        self._metrics.requests.labels(method, route, status).inc()
         self._metrics.duration.labels(route).observe(seconds)
-        log.info("request", method=scope["method"], route=route, status=status, duration_ms=round(seconds * 1000, 1))
+        log.info("request", method=method, route=route, status=status, duration_ms=round(seconds * 1000, 1))
 
 
 def _request_id(scope: Scope) -> str:

@@ -6,17 +6,19 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import structlog
 from limits import RateLimitItem, parse
-from limits.aio.storage import MemoryStorage, RedisStorage, Storage
+from limits.aio.storage import MemoryStorage, Storage
 from limits.aio.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
-from redis.asyncio import BlockingConnectionPool
 
 from app.errors import RateLimited
+
+if TYPE_CHECKING:
+    from redis.asyncio import BlockingConnectionPool
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +40,8 @@ class RateLimiter:
         self._connections = _redis_connections(redis_url) if redis_url else None
         storage: Storage = MemoryStorage()
         if redis_url:
+            from limits.aio.storage import RedisStorage  # here, so that who has no Redis does not pay for loading it
+
             options: dict[str, Any] = {"connection_pool": self._connections}
             storage = RedisStorage(redis_url, wrap_exceptions=True, implementation="redispy", **options)
         self._refusing = SlidingWindowCounterRateLimiter(storage)
@@ -96,7 +100,9 @@ def burst_of(rate: str) -> int:
     return _parse(rate).amount
 
 
-def _redis_connections(redis_url: str) -> BlockingConnectionPool:
+def _redis_connections(redis_url: str) -> "BlockingConnectionPool":
+    from redis.asyncio import BlockingConnectionPool
+
     return BlockingConnectionPool.from_url(
         redis_url, max_connections=REDIS_CONNECTIONS, timeout=REDIS_SECONDS, socket_timeout=REDIS_SECONDS
     )

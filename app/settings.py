@@ -40,6 +40,10 @@ class Settings(BaseSettings):
     upstream_rate: str = "3/second"
     upstream_timeout: float = Field(default=60.0, gt=0)
     handshake_timeout: float = Field(default=10.0, gt=0)
+    long_text_max_chars: int = Field(default=500_000, ge=1, le=2_000_000)
+    long_text_parallelism: int = Field(default=4, ge=1, le=64)
+    long_text_bit_rate: int = Field(default=32, ge=6, le=320)
+    stream_idle_seconds: float = Field(default=300.0, gt=0)
     asr_max_seconds: int = Field(default=60, ge=1, le=300)
 
     storage: Literal["local", "oss"] | None = None

@@ -1,29 +1,39 @@
 """What the tests share: real servers, users who are logged in, databases of both kinds."""
 
 import itertools
-import os
+import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import asyncpg
 import httpx
 import pytest
 
-from tests.servers import Sandbox, Server, run_backend, run_sandbox
+from app.database import migrate
+from app.security import TokenSigner
+from tests.databases import create_database, drop_database, empty_database, postgres_url, run_apart, sqlite_schema
+from tests.servers import NO_AUTHORITIES, Sandbox, Server, run_backend, run_sandbox
 
-POSTGRES = "127.0.0.1:5432"
 PASSWORD = "correct-horse-battery"
 _numbers = itertools.count(1)
 
 
-def skip_without(service: str) -> NoReturn:
-    """Skip the test where a service is missing; fail it where `REQUIRE_SERVICES` says that all must be there."""
-    if os.environ.get("REQUIRE_SERVICES"):
-        pytest.fail(f"REQUIRE_SERVICES is set, but there is no {service}")
-    pytest.skip(f"there is no {service}")
+# The files that take longest, working or waiting: begun first, so that no worker is alone with one at last.
+LONGEST = (
+    "test_long_text", "test_voice_follow", "test_live", "test_voices", "test_long_text_jobs", "test_live_endings",
+    "test_collection", "test_deployments", "test_tasks", "test_synthesis", "test_cloning", "test_voicebook",
+    "test_crashes", "test_recognition", "test_command_line", "test_live_pause", "test_samples", "test_transcription",
+    "test_uploads", "test_records", "test_voice_crashes", "test_enrollments",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first."""
+    places = {f"{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @dataclass
@@ -83,6 +93,28 @@ def realtime_backend(tmp_path_factory: pytest.TempPathFactory, realtime_sandbox:
         yield running
 
 
+_first_users: dict[Path, str] = {}
+
+
+def copy_user(server: Server, name: str) -> str | None:
+    """Another user with the password of the first one of a server: hashing it for each takes a tenth of all tests.
+
+    None where there is no first one yet, or where database and secret are not those that a server makes itself.
+    """
+    first = _first_users.get(server.folder)
+    data = server.folder / "data"
+    if first is None or not (data / "app.db").exists() or not (data / "jwt_secret").exists():
+        return None
+    user_id = uuid.uuid4()
+    with closing(sqlite3.connect(data / "app.db", timeout=10)) as database, database:
+        copied = database.execute(
+            "INSERT INTO users (id, username, username_key, password_hash, is_active, created_at)"
+            " SELECT ?, ?, ?, password_hash, is_active, created_at FROM users WHERE id = ?",
+            [user_id.hex, name, name, uuid.UUID(first).hex],
+        ).rowcount
+    return str(user_id) if copied else None
+
+
 CreateAccount = Callable[..., Awaitable[Account]]
 
 
@@ -92,19 +124,27 @@ async def create_account() -> AsyncIterator[CreateAccount]:
     clients: list[httpx.AsyncClient] = []
 
     async def create(server: Server, *, api_key: str | None = "", username: str | None = None) -> Account:
-        client = httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False)
+        client = httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False, verify=NO_AUTHORITIES)
         clients.append(client)
         name = username or f"user-{next(_numbers)}-{uuid.uuid4().hex[:8]}"
         login = {"username": name, "password": PASSWORD}
-        registered = await client.post("/api/auth/register", json=login)
-        assert registered.status_code == 200, registered.text
-        token = (await client.post("/api/auth/login", json=login)).json()["data"]["access_token"]
+        user_id = copy_user(server, name) if username is None else None
+        if user_id is None:
+            registered = await client.post("/api/auth/register", json=login)
+            assert registered.status_code == 200, registered.text
+            user_id = registered.json()["data"]["user_id"]
+            token = (await client.post("/api/auth/login", json=login)).json()["data"]["access_token"]
+            _first_users.setdefault(server.folder, user_id)
+        else:
+            token = TokenSigner((server.folder / "data" / "jwt_secret").read_text().strip(), 3600).issue(
+                uuid.UUID(user_id)
+            )
         client.headers["Authorization"] = f"Bearer {token}"
         key = f"sk-test-{uuid.uuid4().hex[:20]}" if api_key == "" else api_key
         if key is not None:
             stored = await client.put("/api/user/apikey", json={"api_key": key})
             assert stored.status_code == 200, stored.text
-        return Account(client, name, registered.json()["data"]["user_id"], key or "")
+        return Account(client, name, user_id, key or "")
 
     yield create
     for client in clients:
@@ -119,16 +159,37 @@ async def account(backend: Server, create_account: CreateAccount) -> Account:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """An empty database of each kind; PostgreSQL is skipped where none listens on the loopback."""
+    """An empty database of each kind."""
     if request.param == "sqlite":
         yield f"sqlite+aiosqlite:///{tmp_path / 'app.db'}"
         return
-    name = f"test_{uuid.uuid4().hex}"
-    try:
-        server = await asyncpg.connect(f"postgresql://root@{POSTGRES}/postgres", timeout=3)
-    except (TimeoutError, OSError, asyncpg.PostgresError):
-        skip_without(f"PostgreSQL at {POSTGRES}")
-    await server.execute(f"CREATE DATABASE {name}")
-    yield f"postgresql+asyncpg://root@{POSTGRES}/{name}"
-    await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await server.close()
+    name = await create_database()
+    yield postgres_url(name)
+    await drop_database(name)
+
+
+@pytest.fixture(scope="session")
+def postgresql_database() -> Iterator[str]:
+    """The name of a PostgreSQL database with the schema of today."""
+    names: list[str] = []
+
+    async def prepare() -> None:
+        names.append(await create_database())
+        await migrate(postgres_url(names[0]))
+
+    run_apart(prepare())
+    yield names[0]
+    run_apart(drop_database(names[0]))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def schema_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """A database of each kind with every table and no row: migrations would take longer than most tests."""
+    if request.param == "sqlite":
+        file = tmp_path / "app.db"
+        file.write_bytes(sqlite_schema())
+        yield f"sqlite+aiosqlite:///{file}"
+        return
+    name = request.getfixturevalue("postgresql_database")
+    await empty_database(name)
+    yield postgres_url(name)

@@ -1,26 +1,33 @@
 """Real processes of the product: the backend and the sandbox, on free ports."""
 
+import multiprocessing
 import os
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 
+from app import __main__ as command_line
+from app.sandbox import SandboxOptions
+from app.sandbox import serve as serve_sandbox
+from tests.databases import sqlite_schema
+
 PROJECT = Path(__file__).resolve().parent.parent
 START_SECONDS = 30.0
 # uvicorn shuts down in order and then lets the signal have its way.
 ENDED_GRACEFULLY = (0, -signal.SIGTERM)
-# Without one, each call below would load the certificates of all authorities first, to need none: 30 ms.
-_NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+# Without it, each client would load the certificates of all authorities first, to need none: 30 ms.
+NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def free_port() -> int:
@@ -37,7 +44,7 @@ class Server:
 
     url: str
     folder: Path
-    process: "subprocess.Popen[bytes]" = field(repr=False)
+    process: "Process" = field(repr=False)
 
     @property
     def log(self) -> str:
@@ -54,6 +61,66 @@ class Server:
         if self.process.poll() is None:
             self.process.terminate()
         return self.process.wait(timeout=30)
+
+
+# Importing the program takes longer than most tests: one process does it, and those under test are forked from it.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    [
+        "aiosqlite",
+        "alembic.command",
+        "anyio._backends._asyncio",
+        "app.main",
+        "httpcore",
+        "tests.servers",
+        "uvicorn.lifespan.on",
+        "uvicorn.loops.uvloop",
+        "uvicorn.protocols.http.httptools_impl",
+        "uvicorn.protocols.websockets.websockets_sansio_impl",
+    ]
+)
+
+
+class Process:
+    """A process of the program, alone with its folder and its environment."""
+
+    def __init__(self, run: Callable[[], int | None], folder: Path, environment: Mapping[str, str]) -> None:
+        self._process = _FORKS.Process(target=_become, args=(run, folder, environment))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self._process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; gives the exit code. Raises TimeoutError."""
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise TimeoutError(f"process {self.pid} goes on")
+        return code
+
+
+def _become(run: Callable[[], int | None], folder: Path, environment: Mapping[str, str]) -> None:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    log = os.open("server.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    warnings.simplefilter("error", ResourceWarning)
+    sys.exit(run())
 
 
 Kind = TypeVar("Kind", bound=Server)
@@ -79,12 +146,12 @@ class Sandbox(Server):
 
     def calls(self, api_key: str | None = None) -> list[dict[str, Any]]:
         """The syntheses that the provider saw, of one key or of all."""
-        calls: list[dict[str, Any]] = httpx.get(f"{self.url}/_sandbox/calls", verify=_NO_AUTHORITIES).json()
+        calls: list[dict[str, Any]] = httpx.get(f"{self.url}/_sandbox/calls", verify=NO_AUTHORITIES).json()
         return [call for call in calls if api_key in {None, call["api_key"]}]
 
     def requests(self, api_key: str | None = None) -> list[dict[str, Any]]:
         """The HTTP requests that the provider saw, of one key or of all; result files are fetched without a key."""
-        requests: list[dict[str, Any]] = httpx.get(f"{self.url}/_sandbox/requests", verify=_NO_AUTHORITIES).json()
+        requests: list[dict[str, Any]] = httpx.get(f"{self.url}/_sandbox/requests", verify=NO_AUTHORITIES).json()
         return [request for request in requests if api_key in {None, request["api_key"]}]
 
     def add_voices(
@@ -93,7 +160,7 @@ class Sandbox(Server):
         """Have voices at the provider that were made elsewhere with the same key; the oldest first."""
         made = {"api_key": api_key, "target_model": target_model, "prefix": prefix, **fields}
         voice_ids: list[str] = (
-            httpx.post(f"{self.url}/_sandbox/voices", json=made, verify=_NO_AUTHORITIES)
+            httpx.post(f"{self.url}/_sandbox/voices", json=made, verify=NO_AUTHORITIES)
             .raise_for_status()
             .json()["voice_ids"]
         )
@@ -102,18 +169,18 @@ class Sandbox(Server):
     def voices(self, api_key: str) -> list[dict[str, Any]]:
         """The voices that the provider has of an account; the oldest first."""
         voices: list[dict[str, Any]] = httpx.get(
-            f"{self.url}/_sandbox/voices", params={"api_key": api_key}, verify=_NO_AUTHORITIES
+            f"{self.url}/_sandbox/voices", params={"api_key": api_key}, verify=NO_AUTHORITIES
         ).json()
         return voices
 
     @contextmanager
     def faults(self, **faults: Any) -> Iterator[None]:
         """Let things go wrong inside the block."""
-        httpx.put(f"{self.url}/_sandbox/faults", json=faults, verify=_NO_AUTHORITIES).raise_for_status()
+        httpx.put(f"{self.url}/_sandbox/faults", json=faults, verify=NO_AUTHORITIES).raise_for_status()
         try:
             yield
         finally:
-            httpx.put(f"{self.url}/_sandbox/faults", json={}, verify=_NO_AUTHORITIES).raise_for_status()
+            httpx.put(f"{self.url}/_sandbox/faults", json={}, verify=NO_AUTHORITIES).raise_for_status()
 
 
 @contextmanager
@@ -127,7 +194,12 @@ def run_backend(folder: Path, environment: Mapping[str, str]) -> Iterator[Server
         "UPSTREAM_RATE": "1000/second",
         **environment,
     }
-    with _run(Server, folder, ["-m", "app", "serve", "--port", str(port)], port, "/health/live", settings) as server:
+    data = Path(settings["DATA_DIR"])
+    if "DATABASE_URL" not in settings and not data.exists():
+        data.mkdir(mode=0o700, parents=True)
+        (data / "app.db").write_bytes(sqlite_schema())
+    run = partial(command_line.main, ["serve", "--port", str(port)])
+    with _run(Server, folder, run, port, "/health/live", settings) as server:
         yield server
 
 
@@ -135,47 +207,45 @@ def run_backend(folder: Path, environment: Mapping[str, str]) -> Iterator[Server
 def run_sandbox(folder: Path, *options: str) -> Iterator[Sandbox]:
     """Run `sandbox` with command line options."""
     port = free_port()
-    arguments = ["-m", "app", "sandbox", "--port", str(port), *options]
-    with _run(Sandbox, folder, arguments, port, "/_sandbox/health", {}) as sandbox:
+    run = partial(command_line.main, ["sandbox", "--port", str(port), *options])
+    with _run(Sandbox, folder, run, port, "/_sandbox/health", {}) as sandbox:
         yield sandbox
 
 
 @contextmanager
-def run_special_sandbox(folder: Path, **options: float) -> Iterator[Sandbox]:
+def run_special_sandbox(folder: Path, **options: Any) -> Iterator[Sandbox]:
     """Run the stand-in with options that have no switch on the command line."""
     port = free_port()
-    program = f"from app.sandbox import SandboxOptions, serve; serve(SandboxOptions(**{options}), '127.0.0.1', {port})"
-    with _run(Sandbox, folder, ["-c", program], port, "/_sandbox/health", {}) as sandbox:
+    run = partial(serve_sandbox, SandboxOptions(**options), "127.0.0.1", port)
+    with _run(Sandbox, folder, run, port, "/_sandbox/health", {}) as sandbox:
         yield sandbox
 
 
 @contextmanager
 def _run(
-    kind: type[Kind], folder: Path, arguments: list[str], port: int, health: str, settings: Mapping[str, str]
+    kind: type[Kind],
+    folder: Path,
+    run: Callable[[], int | None],
+    port: int,
+    health: str,
+    settings: Mapping[str, str],
 ) -> Iterator[Kind]:
     folder.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
-    with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error::ResourceWarning", *arguments],
-            cwd=folder,
-            env={**environment, "PYTHONPATH": str(PROJECT), **settings},
-            stdout=log,
-            stderr=log,
-        )
-        server = kind(f"http://127.0.0.1:{port}", folder, process)
-        try:
-            _wait_until_up(server, health)
-            yield server
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(timeout=30)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-                    raise
+    process = Process(run, folder, {**environment, "PYTHONPATH": str(PROJECT), **settings})
+    server = kind(f"http://127.0.0.1:{port}", folder, process)
+    try:
+        _wait_until_up(server, health)
+        yield server
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout=30)
+            except TimeoutError:
+                process.kill()
+                process.wait()
+                raise
 
 
 def _wait_until_up(server: Server, health: str) -> None:
@@ -184,7 +254,7 @@ def _wait_until_up(server: Server, health: str) -> None:
         if server.process.poll() is not None:
             raise RuntimeError(f"the server gave up:\n{server.log}")
         try:
-            if httpx.get(server.url + health, timeout=2, verify=_NO_AUTHORITIES).is_success:
+            if httpx.get(server.url + health, timeout=2, verify=NO_AUTHORITIES).is_success:
                 return
         except httpx.TransportError:
             time.sleep(0.05)

@@ -6,8 +6,9 @@ from pathlib import Path
 import httpx
 import redis.asyncio
 
-from tests.conftest import Account, CreateAccount, skip_without
+from tests.conftest import Account, CreateAccount
 from tests.servers import Sandbox, Server, run_backend, run_sandbox
+from tests.skipping import skip_without
 from tests.sound import duration
 
 REDIS_URL = "redis://127.0.0.1:6379/9"

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, Route, expect, sync_playwright
 
-from tests.conftest import skip_without
 from tests.servers import Server
+from tests.skipping import skip_without
 from tests.sound import duration
 
 FLAGS = [

@@ -17,9 +17,10 @@ from structlog.testing import capture_logs
 from app.dashscope import Credential, EnrollmentClient, VoiceReport, VoiceStatus
 from app.database import Database
 from app.errors import AppError, ConnectionLost, InvalidApiKey, NoApiKey, UpstreamError, VoiceNotFound
-from app.models import Enrollment, Record, Table, User, VoiceSample
+from app.inflight import InFlight
+from app.jobs import CLAIM, FAILED_CHECK_SECONDS, NO_KEY_SECONDS, again_in
+from app.models import Enrollment, Record, User, VoiceSample
 from app.services.accounts import AccountService
-from app.services.claims import CLAIM
 from app.services.cloning import FREE
 from app.services.enrollments import ClaimedEnrollment, OpenEnrollments
 from app.services.following import (
@@ -30,9 +31,7 @@ from app.services.following import (
     LOST_FOR,
     VoiceFollower,
 )
-from app.services.inflight import InFlight
 from app.services.records import RecordService
-from app.services.rounds import FAILED_CHECK_SECONDS, NO_KEY_SECONDS, again_in
 from app.services.voicebook import LAG, VoiceBook
 
 MODEL = "cosyvoice-v3-flash"
@@ -40,7 +39,7 @@ A, B = f"{MODEL}-my-a", f"{MODEL}-my-b"
 CREATED = datetime(2026, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+on_sqlite = pytest.mark.parametrize("schema_url", ["sqlite"], indirect=True)
 
 
 def key(api_key: str = "sk-own") -> Credential:
@@ -172,11 +171,9 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(database_url: str) -> AsyncIterator[Desk]:
+async def desk(schema_url: str) -> AsyncIterator[Desk]:
     """A process on an empty database, with a user."""
-    database = Database(database_url)
-    async with database.engine.begin() as connection:
-        await connection.run_sync(Table.metadata.create_all)
+    database = Database(schema_url)
     user = User(username="u", username_key="u", password_hash="-", created_at=datetime.now(UTC))
     async with database.transaction() as session:
         session.add(user)

@@ -37,6 +37,12 @@ MIB = 1 << 20
 
 
 @lru_cache
+def tone(frames: int) -> bytes:
+    """Samples of a tone."""
+    return array("h", (int(9000 * math.sin(i * 0.05)) for i in range(frames))).tobytes()
+
+
+@lru_cache
 def encode(
     codec: str,
     format: str,
@@ -51,9 +57,7 @@ def encode(
 ) -> bytes:
     """Encode a tone, with a small moving picture if its codec is given."""
     frames = int(rate * seconds)
-    samples = (
-        bytes(2 * frames) if silent else array("h", (int(9000 * math.sin(i * 0.05)) for i in range(frames))).tobytes()
-    )
+    samples = bytes(2 * frames) if silent else tone(frames)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=format, options=pairs(options)) as container:
         audio = container.add_stream(codec, rate=rate, options=pairs(f"strict=-2,{codec_options}"))

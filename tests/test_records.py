@@ -14,20 +14,20 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.database import Database, migrate
+from app.database import Database
 from app.errors import Throttled
 from app.models import Bill, Record, Transcription, User
 from app.routers.presentation import show_amount
-from app.services.records import OpenRecord, Price, RecordService, Status
+from app.services.calls import OpenRecord, Price, Status
+from app.services.records import RecordService
 
 PRICE = Price("character", Decimal("0.0000286706"), "CNY")
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
+async def database(schema_url: str) -> AsyncIterator[Database]:
     """A migrated database."""
-    await migrate(database_url)
-    database = Database(database_url)
+    database = Database(schema_url)
     yield database
     await database.close()
 

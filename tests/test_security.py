@@ -107,9 +107,9 @@ def test_an_unknown_user_takes_the_time_of_a_known_one() -> None:
     def fastest(stored: str | None) -> float:
         times = []
         for _ in range(7):
-            started = time.perf_counter()
+            started = time.process_time()
             verify_password("wrong", stored)
-            times.append(time.perf_counter() - started)
+            times.append(time.process_time() - started)
         return min(times)
 
     assert 0.5 < fastest(None) / fastest(password_hash) < 2

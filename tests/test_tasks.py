@@ -29,10 +29,12 @@ from app.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from app.models import Bill, Record, Table, Transcription, User
+from app.inflight import InFlight
+from app.jobs import CLAIM, NO_KEY_SECONDS, DueRow
+from app.models import Bill, Record, Transcription, User
 from app.ratelimit import RateLimiter
 from app.services.accounts import AccountService
-from app.services.claims import CLAIM, DueRow
+from app.services.calls import OpenRecord, Price, reopened
 from app.services.collection import (
     GONE,
     KEPT,
@@ -41,9 +43,7 @@ from app.services.collection import (
     UNKNOWN_BELIEVED,
     TaskCollector,
 )
-from app.services.inflight import InFlight
-from app.services.records import OpenRecord, Price, RecordService
-from app.services.rounds import CHECKS_PER_USER, NO_KEY_SECONDS
+from app.services.records import RecordService
 from app.services.tasks import ClaimedTask, OpenTasks
 from app.services.transcription import TranscriptionService
 
@@ -62,15 +62,13 @@ RUNNING = TaskReport("RUNNING")
 AWAY = OperationalError("UPDATE", None, Exception("away"))
 PATIENCE_SECONDS = 10.0
 
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+on_sqlite = pytest.mark.parametrize("schema_url", ["sqlite"], indirect=True)
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
+async def database(schema_url: str) -> AsyncIterator[Database]:
     """An empty database with every table."""
-    database = Database(database_url)
-    async with database.engine.begin() as connection:
-        await connection.run_sync(Table.metadata.create_all)
+    database = Database(schema_url)
     yield database
     await database.close()
 
@@ -176,13 +174,13 @@ class Desk:
 
     async def succeed(self, claimed: ClaimedTask, seconds: int = 4) -> None:
         """End a task with its result."""
-        record = claimed.opened
+        record = reopened(claimed)
         record.quantity = seconds
         await self.tasks.succeed(claimed, DONE, digest_result(RESULT), record)
 
     async def fail(self, claimed: ClaimedTask, seconds: int = 4) -> None:
         """End a task without one."""
-        record = claimed.opened
+        record = reopened(claimed)
         record.quantity = seconds
         await self.tasks.fail(claimed, TaskReport("FAILED"), record, UpstreamError("失败"))
 
@@ -293,7 +291,7 @@ async def test_a_claim_is_of_one_task_only(desk: Desk) -> None:
 
 
 async def test_a_claim_runs_out_and_goes_to_another(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.services.claims.CLAIM", timedelta(seconds=0.3))
+    monkeypatch.setattr("app.jobs.CLAIM", timedelta(seconds=0.3))
     record_id = await desk.submit()
     first = await desk.claim(record_id)
     assert await desk.tasks.claim(record_id) is None
@@ -351,7 +349,7 @@ async def test_two_who_believe_that_it_is_theirs_make_one_end(desk: Desk) -> Non
 
 
 async def test_a_claim_is_kept_up_while_the_work_lasts(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.services.claims.CLAIM_RENEWAL_SECONDS", 0.02)
+    monkeypatch.setattr("app.jobs.CLAIM_RENEWAL_SECONDS", 0.02)
     claimed = await desk.claim(await desk.submit())
     record_id = claimed.record.id
     moments = [(await desk.task(record_id)).claimed_until]
@@ -369,7 +367,7 @@ async def test_a_claim_is_kept_up_while_the_work_lasts(desk: Desk, monkeypatch: 
 
 
 async def test_a_claim_is_kept_up_through_a_failing_database(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.services.claims.CLAIM_RENEWAL_SECONDS", 0.02)
+    monkeypatch.setattr("app.jobs.CLAIM_RENEWAL_SECONDS", 0.02)
     claimed = await desk.claim(await desk.submit())
     before = (await desk.task(claimed.record.id)).claimed_until
     failures: list[Exception] = [AWAY, ConnectionRefusedError()]
@@ -392,7 +390,7 @@ async def test_a_claim_is_kept_up_through_a_failing_database(desk: Desk, monkeyp
 
 
 async def test_a_claim_that_was_lost_is_not_kept_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.services.claims.CLAIM_RENEWAL_SECONDS", 0.02)
+    monkeypatch.setattr("app.jobs.CLAIM_RENEWAL_SECONDS", 0.02)
     taken, ended = await desk.submit(), await desk.submit()
     stale = [await desk.claim(taken), await desk.claim(ended)]
     await desk.expire_claims()
@@ -405,7 +403,7 @@ async def test_a_claim_that_was_lost_is_not_kept_up(desk: Desk, monkeypatch: pyt
 
 
 async def test_a_keeper_who_does_not_hear_ends_all_the_same(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.services.claims.CLAIM_RENEWAL_SECONDS", 0.01)
+    monkeypatch.setattr("app.jobs.CLAIM_RENEWAL_SECONDS", 0.01)
     transaction, deaf = desk.database.transaction, 2
 
     @asynccontextmanager
@@ -595,10 +593,10 @@ async def test_a_hand_over_that_is_repeated_after_the_end_changes_nothing(desk: 
 @on_sqlite
 async def test_one_user_s_slow_results_leave_room_for_the_others(desk: Desk) -> None:
     desk.provider.report, desk.provider.stalled = DONE, True
-    slow = [await desk.submit() for _ in range(CHECKS_PER_USER + 4)]
+    slow = [await desk.submit() for _ in range(TaskCollector.per_user + 4)]
     async with collecting(desk):
         async with asyncio.timeout(10):
-            while len(desk.provider.fetched) < CHECKS_PER_USER:
+            while len(desk.provider.fetched) < TaskCollector.per_user:
                 await asyncio.sleep(0.01)
         desk.provider.stalled = False
         desk.user_id = await somebody(desk.database)
@@ -606,7 +604,7 @@ async def test_one_user_s_slow_results_leave_room_for_the_others(desk: Desk) -> 
         async with asyncio.timeout(10):
             while (await desk.task(quick)).status != "SUCCEEDED":
                 await asyncio.sleep(0.01)
-        assert len(desk.provider.fetched) == CHECKS_PER_USER + 1
+        assert len(desk.provider.fetched) == TaskCollector.per_user + 1
         assert {(await desk.task(each)).status for each in slow} == {"PENDING"}
 
 
@@ -862,7 +860,7 @@ async def test_a_process_that_ends_gives_its_claims_back(desk: Desk, how: str) -
 
 @on_sqlite
 async def test_a_claim_lasts_as_long_as_the_provider_thinks(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.services.claims.CLAIM_RENEWAL_SECONDS", 0.02)
+    monkeypatch.setattr("app.jobs.CLAIM_RENEWAL_SECONDS", 0.02)
     record_id = await desk.submit()
     desk.provider.silent = True
     desk.collector.check(record_id)

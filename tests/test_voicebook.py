@@ -20,9 +20,9 @@ from structlog.testing import capture_logs
 from app.dashscope import Credential, EnrollmentClient, HttpClient, VoiceReport, VoiceStatus
 from app.database import Database
 from app.errors import AppError, InvalidApiKey, NotReady, UpstreamTimeout, VoiceNotFound
-from app.models import Table, VoiceListing
+from app.inflight import InFlight
+from app.models import VoiceListing
 from app.services import voicebook
-from app.services.inflight import InFlight
 from app.services.voicebook import LAG, LISTED_FOR, VoiceBook
 
 PATIENCE_SECONDS = 10.0
@@ -30,8 +30,8 @@ LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 STRANGE = "made-elsewhere"
 MODEL = "cosyvoice-v3-flash"
 
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+on_sqlite = pytest.mark.parametrize("schema_url", ["sqlite"], indirect=True)
+on_postgresql = pytest.mark.parametrize("schema_url", ["postgresql"], indirect=True)
 
 
 def key(api_key: str = "sk-own") -> Credential:
@@ -120,11 +120,9 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(database_url: str) -> AsyncIterator[Desk]:
+async def desk(schema_url: str) -> AsyncIterator[Desk]:
     """A process on an empty database."""
-    database = Database(database_url)
-    async with database.engine.begin() as connection:
-        await connection.run_sync(Table.metadata.create_all)
+    database = Database(schema_url)
     desk = Desk(database)
     with capture_logs():  # tracebacks are slow to lay out
         yield desk

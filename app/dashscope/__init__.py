@@ -3,8 +3,8 @@
 from app.dashscope.credential import HTTP_URLS, WS_URLS, Credential
 from app.dashscope.enrollment import SERVICE as ENROLLMENT
 from app.dashscope.enrollment import CloningOrder, EnrollmentClient, VoiceReport, VoiceStatus
-from app.dashscope.failures import explain, may_have_worked
-from app.dashscope.frames import SpeechParameters
+from app.dashscope.failures import explain, may_have_worked, may_pass
+from app.dashscope.frames import SpeechParameters, SpokenWord
 from app.dashscope.http import HttpClient
 from app.dashscope.pool import ConnectionPool
 from app.dashscope.recognition import (
@@ -17,6 +17,7 @@ from app.dashscope.recognition import (
 from app.dashscope.result_file import digest_result
 from app.dashscope.speech import Interruption, SpeechClient
 from app.dashscope.speech_task import SpeechTask, Usage
+from app.dashscope.timeline import SpokenSentence, Timeline
 from app.dashscope.transcription import (
     Submission,
     TaskReport,
@@ -44,9 +45,12 @@ __all__ = [
     "SpeechClient",
     "SpeechParameters",
     "SpeechTask",
+    "SpokenSentence",
+    "SpokenWord",
     "Submission",
     "TaskReport",
     "TaskStatus",
+    "Timeline",
     "TranscriptionClient",
     "TranscriptionOrder",
     "UploadClient",
@@ -56,4 +60,5 @@ __all__ = [
     "digest_result",
     "explain",
     "may_have_worked",
+    "may_pass",
 ]

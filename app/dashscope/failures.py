@@ -85,6 +85,7 @@ _REASONS = {
     "WorkSpaceNotFound": "业务空间不存在，请检查 workspace",
     "Workspace.AccessDenied": "没有该业务空间的权限，请检查 workspace",
 }
+_ITS_FAULT = {"InternalError", "SystemError", "ModelServingError", "ModelUnavailable"}
 _SECRET = re.compile(r"(?<![A-Za-z0-9])(?:sk|st)-[A-Za-z0-9_.*-]+|Bearer\s+\S+", re.IGNORECASE)
 _URL_QUERY = re.compile(r"(https?://[^\s?]+)\?\S+", re.IGNORECASE)  # it may hold a signature
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
@@ -124,13 +125,20 @@ def explain(code: str, message: str, status: int = 0) -> AppError:
     elif status == 404 and code not in _REASONS:
         kind = UpstreamNotFound
     error = kind(f"百炼平台返回错误：{reason}（{code or '无错误码'}）")
-    error.is_its_fault = status >= 500
+    error.is_its_fault = status >= 500 or (not status and code in _ITS_FAULT)
     return error
 
 
 def may_retry(error: AppError, *, accepted: bool) -> bool:
     """Whether the same call may be made again: only when the provider surely did not take it on."""
     return not accepted and isinstance(error, ConnectionLost | HandshakeTimeout | Throttled)
+
+
+def may_pass(error: AppError) -> bool:
+    """Whether the same work, asked for once more, may succeed; what was counted until then is paid all the same."""
+    if isinstance(error, Throttled | ConnectionLost | UpstreamTimeout | UnclearAnswer):
+        return True
+    return isinstance(error, UpstreamError) and error.is_its_fault
 
 
 def may_have_worked(error: AppError) -> bool:

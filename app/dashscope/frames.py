@@ -1,13 +1,14 @@
 """The CosyVoice WebSocket messages (PROTOCOL §1.3 to §1.5). Pure: text in, text out, no sockets."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import orjson
 
 from app.audio import AudioFormat
 
 MAX_CHARACTERS = 10**9  # far beyond the 200,000 of a task (§1.8); what is larger is no count
+MAX_TIME_MS = 10**9
 
 
 class MalformedEvent(ValueError):
@@ -27,11 +28,23 @@ class SpeechParameters:
     pitch: float = 1.0
     instruction: str | None = None
     enable_ssml: bool = False
+    word_timestamps: bool = False
+
+
+class SpokenWord(NamedTuple):
+    """A word of a voice that tells when it says each (§1.5)."""
+
+    text: str
+    begin_ms: int
+    end_ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One text frame of the server. `characters` is cumulative for the task (§1.5)."""
+    """One text frame of the server. `characters` is cumulative for the task (§1.5).
+
+    `output` is the kind of a result, `sentence-begin` and so on; `text` that of its sentence, which may be missing.
+    """
 
     name: str
     task_id: str | None
@@ -39,6 +52,9 @@ class Event:
     request_id: str | None = None
     error_code: str = ""
     error_message: str = ""
+    output: str = ""
+    text: str = ""
+    words: tuple[SpokenWord, ...] = ()
 
 
 def run_task(task_id: str, parameters: SpeechParameters) -> str:
@@ -55,6 +71,8 @@ def run_task(task_id: str, parameters: SpeechParameters) -> str:
     }
     if parameters.instruction:
         wire["instruction"] = parameters.instruction
+    if parameters.word_timestamps:
+        wire["word_timestamp_enabled"] = True
     payload = {
         "task_group": "audio",
         "task": "tts",
@@ -69,6 +87,11 @@ def run_task(task_id: str, parameters: SpeechParameters) -> str:
 def continue_task(task_id: str, text: str) -> str:
     """Hand over text to be spoken. Not before `task-started` (§1.2)."""
     return _message("continue-task", task_id, {"input": {"text": text}})
+
+
+def flush_task(task_id: str) -> str:
+    """Have the unfinished sentence spoken that is held back (§1.3)."""
+    return _message("continue-task", task_id, {"input": {"flush": True}})
 
 
 def finish_task(task_id: str) -> str:
@@ -97,6 +120,7 @@ def parse_event(text: str) -> Event:
     if not isinstance(name, str):
         raise MalformedEvent("no event name")
     payload = _object(message, "payload")
+    output = _optional_object(payload, "output")
     return Event(
         name=name,
         task_id=_text(header, "task_id") or None,
@@ -104,6 +128,9 @@ def parse_event(text: str) -> Event:
         request_id=_text(_object(header, "attributes"), "request_uuid") or None,
         error_code=_text(header, "error_code"),
         error_message=_text(header, "error_message"),
+        output=_text(output, "type"),
+        text=_text(output, "original_text"),
+        words=_words(_optional_object(output, "sentence").get("words")),
     )
 
 
@@ -114,6 +141,30 @@ def _object(parent: Any, key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise MalformedEvent(f"{key} is not an object")
     return value
+
+
+def _optional_object(parent: dict[str, Any], key: str) -> dict[str, Any]:
+    """What no sound depends on may be missing or odd."""
+    value = parent.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _words(listed: object) -> tuple[SpokenWord, ...]:
+    found = (_word(each) for each in listed) if isinstance(listed, list) else ()
+    return tuple(word for word in found if word is not None)
+
+
+def _word(listed: object) -> SpokenWord | None:
+    if not isinstance(listed, dict):
+        return None
+    text, begin, end = listed.get("text"), listed.get("begin_time"), listed.get("end_time")
+    if not isinstance(text, str) or not _is_time(begin) or not _is_time(end):
+        return None
+    return SpokenWord(text, round(begin), round(end))
+
+
+def _is_time(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_TIME_MS
 
 
 def _text(parent: dict[str, Any], key: str) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -15,6 +16,7 @@ from app.dashscope.failures import backoff_seconds, may_retry
 from app.dashscope.frames import SpeechParameters
 from app.dashscope.pool import ConnectionPool
 from app.dashscope.speech_task import SpeechTask, Usage
+from app.dashscope.timeline import Timeline
 from app.errors import Abandoned, AppError, ConnectionLost
 
 log = structlog.get_logger(__name__)
@@ -51,6 +53,18 @@ async def _nothing() -> None:
     """Nothing is to be done before the text is sent."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What a synthesis needs besides its text, and where it tells what came of it."""
+
+    credential: Credential
+    parameters: SpeechParameters
+    usage: Usage
+    before_text: Callable[[], Awaitable[None]]
+    interruption: Interruption
+    timeline: Timeline | None = None
+
+
 class SpeechClient:
     """Speaks text through CosyVoice, with retries that can never buy the same text twice."""
 
@@ -77,20 +91,35 @@ class SpeechClient:
         usage: Usage,
         before_text: Callable[[], Awaitable[None]] = _nothing,
         interruption: Interruption | None = None,
+        timeline: Timeline | None = None,
     ) -> AsyncIterator[SpeechTask]:
         """Run one synthesis; the block starts once the provider has begun to answer, and reads `task.audio()`.
 
         Money begins with the text: `before_text` is awaited right before it is sent, and no interruption breaks it
         off. Raises whatever ended the task, or Abandoned when it was interrupted before the text; `usage` holds what
-        the provider counted until then.
+        the provider counted until then, `timeline` when each sentence is heard.
         """
-        interruption = interruption or Interruption()
-        task = await self._begin(credential, parameters, text, usage, before_text, interruption)
-        try:
-            with interruption.acting_by(partial(self._cancel, task)):
-                yield task
-        finally:
-            self._leave(task)
+        order = _Order(credential, parameters, usage, before_text, interruption or Interruption(), timeline)
+        async with self._running(order, lambda task: task.speak(text)) as task:
+            yield task
+
+    @asynccontextmanager
+    async def converse(
+        self,
+        credential: Credential,
+        parameters: SpeechParameters,
+        text: str,
+        usage: Usage,
+        before_text: Callable[[], Awaitable[None]] = _nothing,
+        interruption: Interruption | None = None,
+    ) -> AsyncIterator[SpeechTask]:
+        """Run a synthesis whose text comes bit by bit; the block starts once the first of it was sent.
+
+        The rest goes by `task.say()` and `task.finish()`, beside whoever reads `task.audio()`. Else like `speak`.
+        """
+        order = _Order(credential, parameters, usage, before_text, interruption or Interruption())
+        async with self._running(order, lambda task: task.say(text)) as task:
+            yield task
 
     async def verify(self, credential: Credential) -> None:
         """Prove that the provider takes this key: it is checked in the handshake, which costs nothing (§1.1).
@@ -99,15 +128,19 @@ class SpeechClient:
         """
         self._pool.release(await self._pool.acquire(credential, fresh=True))
 
-    async def _begin(
-        self,
-        credential: Credential,
-        parameters: SpeechParameters,
-        text: str,
-        usage: Usage,
-        before_text: Callable[[], Awaitable[None]],
-        interruption: Interruption,
-    ) -> SpeechTask:
+    @asynccontextmanager
+    async def _running(
+        self, order: _Order, send_text: Callable[[SpeechTask], Awaitable[None]]
+    ) -> AsyncIterator[SpeechTask]:
+        task = await self._begin(order, send_text)
+        try:
+            with order.interruption.acting_by(partial(self._cancel, task)):
+                yield task
+        finally:
+            self._leave(task)
+
+    async def _begin(self, order: _Order, send_text: Callable[[SpeechTask], Awaitable[None]]) -> SpeechTask:
+        interruption = order.interruption
         needs_turn = True
         for attempt in itertools.count(1):
             if interruption.requested:
@@ -115,14 +148,14 @@ class SpeechClient:
             task: SpeechTask | None = None
             try:
                 with CancelScope() as scope, interruption.acting_by(scope.cancel):
-                    task = await self._submit(credential, parameters, usage, fresh=attempt > 1, needs_turn=needs_turn)
+                    task = await self._submit(order, fresh=attempt > 1, needs_turn=needs_turn)
                     await task.wait_until_started()
                 if not interruption.requested:
-                    await before_text()
+                    await order.before_text()
                 if task is None or interruption.requested:
                     raise Abandoned
                 with interruption.acting_by(partial(self._cancel, task)):
-                    await task.speak(text)
+                    await send_text(task)
             except BaseException as error:
                 if task is not None:
                     self._leave(task)
@@ -140,10 +173,9 @@ class SpeechClient:
                 return task
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _submit(
-        self, credential: Credential, parameters: SpeechParameters, usage: Usage, *, fresh: bool, needs_turn: bool
-    ) -> SpeechTask:
+    async def _submit(self, order: _Order, *, fresh: bool, needs_turn: bool) -> SpeechTask:
         """Queue, connect, take a turn and ask for the task. No more callers hold a connection than may submit."""
+        credential, parameters = order.credential, order.parameters
         line = self._lines.setdefault((credential, parameters.model), asyncio.Semaphore(self._submissions_at_once))
         async with line:
             connection = await self._pool.acquire(credential, fresh=fresh)
@@ -153,7 +185,7 @@ class SpeechClient:
                 if not connection.is_open:
                     self._pool.discard(connection)
                     connection = await self._pool.acquire(credential, fresh=True)
-                task = SpeechTask(connection, parameters, usage, self._silence_seconds)
+                task = SpeechTask(connection, parameters, order.usage, self._silence_seconds, order.timeline)
                 with suppress(ConnectionLost):  # told to whoever reads
                     await task.submit()
             except BaseException:

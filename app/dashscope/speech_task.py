@@ -14,6 +14,7 @@ from app.dashscope import frames
 from app.dashscope.failures import explain
 from app.dashscope.frames import Event, MalformedEvent, SpeechParameters
 from app.dashscope.pool import Connection
+from app.dashscope.timeline import Timeline
 from app.errors import AppError, ConnectionLost, Throttled, UpstreamError, UpstreamTimeout
 
 log = structlog.get_logger(__name__)
@@ -36,10 +37,15 @@ class Usage:
 
 
 class SpeechTask:
-    """A running synthesis. One reader only: whoever iterates `audio()`; `cancel()` may come from elsewhere."""
+    """A running synthesis. One reader only: whoever iterates `audio()`; text and `cancel()` may come from elsewhere."""
 
     def __init__(
-        self, connection: Connection, parameters: SpeechParameters, usage: Usage, silence_seconds: float
+        self,
+        connection: Connection,
+        parameters: SpeechParameters,
+        usage: Usage,
+        silence_seconds: float,
+        timeline: Timeline | None = None,
     ) -> None:
         self.connection = connection
         self.id = uuid.uuid4().hex
@@ -48,9 +54,11 @@ class SpeechTask:
         self.finished = False
         self._parameters = parameters
         self._silence_seconds = silence_seconds
+        self._timeline = timeline
         self._silence: asyncio.Timeout | None = None
+        self._answer_is_due = True
         self._give_up_at = math.inf
-        self._cancelled = False
+        self.cancelled = False
         self._work_began = False
         self._first: bytes | None = None
         usage.characters, usage.request_id = 0, self.id
@@ -81,24 +89,42 @@ class SpeechTask:
             await self._send(frames.finish_task(self.id))
         self._first = await self._next_audio()
 
+    async def say(self, text: str) -> None:
+        """Send some of the text; more may follow, within 23 s (§1.7). What is sent after the end is not spoken.
+
+        Raises UpstreamTimeout when the provider takes nothing more.
+        """
+        self.accepted = self.accepted or self.connection.is_open
+        self._answer_is_due = False  # an unfinished sentence is held back without a word
+        await self._tell(frames.continue_task(self.id, text))
+
+    async def flush(self) -> None:
+        """Have the unfinished sentence spoken. Raises UpstreamTimeout when the provider takes nothing more."""
+        await self._tell(frames.flush_task(self.id))
+
+    async def finish(self) -> None:
+        """Say that no more text comes. Raises UpstreamTimeout when the provider takes nothing more."""
+        self._answer_is_due = True
+        self._be_answered_by(asyncio.get_running_loop().time() + self._silence_seconds)
+        await self._tell(frames.finish_task(self.id))
+
     async def audio(self) -> AsyncIterator[bytes]:
         """Yield the audio frames as they arrive, to the end of the task.
 
         Raises ConnectionLost, UpstreamTimeout, or what `task-failed` means; `usage` stays valid.
         """
         frame, self._first = self._first, None
-        while frame is not None:
+        while frame or (frame := await self._next_audio()) is not None:
             yield frame
-            frame = await self._next_audio()
+            frame = None
 
     async def cancel(self) -> None:
         """Tell the provider to stop. What it spoke until then arrives with the count, and `audio()` ends soon."""
-        if self.finished or self._cancelled:
+        if self.finished or self.cancelled:
             return
-        self._cancelled = True
+        self.cancelled = True
         self._give_up_at = asyncio.get_running_loop().time() + CANCEL_SECONDS
-        if self._silence is not None and not self._silence.expired():
-            self._silence.reschedule(min(self._silence.when() or math.inf, self._give_up_at))
+        self._be_answered_by(self._give_up_at)
         try:
             await self._send(frames.cancel_task(self.id))
         except (ConnectionLost, UpstreamTimeout):
@@ -123,6 +149,8 @@ class SpeechTask:
             message = await self._receive()
             if isinstance(message, bytes):
                 self._work_began = True
+                if self._timeline is not None:
+                    self._timeline.hear(message)
                 return message
             if message.task_id not in {None, self.id}:
                 raise self._violation("event of another task")
@@ -131,6 +159,8 @@ class SpeechTask:
             self.usage.request_id = message.request_id or self.usage.request_id
             if message.name == "task-failed":
                 raise self._failure(message)
+            if self._timeline is not None:
+                self._timeline.note(message)
             self._work_began = True
             self.finished = message.name == "task-finished"
         return None
@@ -138,7 +168,8 @@ class SpeechTask:
     async def _receive(self) -> bytes | Event:
         try:
             silent_at = asyncio.get_running_loop().time() + self._silence_seconds
-            async with asyncio.timeout_at(min(silent_at, self._give_up_at)) as self._silence:
+            deadline = min(silent_at if self._answer_is_due else math.inf, self._give_up_at)
+            async with asyncio.timeout_at(None if math.isinf(deadline) else deadline) as self._silence:
                 message = await self.connection.socket.recv()
         except TimeoutError as error:
             raise UpstreamTimeout from error
@@ -152,6 +183,17 @@ class SpeechTask:
             return frames.parse_event(message)
         except MalformedEvent as error:
             raise self._violation(f"malformed event: {error}") from error
+
+    def _be_answered_by(self, deadline: float) -> None:
+        """Let whoever reads now wait no longer than that."""
+        if self._silence is not None and not self._silence.expired():
+            self._silence.reschedule(min(self._silence.when() or math.inf, deadline))
+
+    async def _tell(self, message: str) -> None:
+        if self.finished or self.cancelled:
+            return
+        with suppress(ConnectionLost):  # why it was closed is told to whoever reads
+            await self._send(message)
 
     async def _send(self, message: str) -> None:
         try:
@@ -174,4 +216,6 @@ class SpeechTask:
         log.warning("provider_broke_protocol", task_id=self.id, what=what)
         if self.connection.reused and not self.accepted:
             return ConnectionLost()
-        return UpstreamError("百炼平台返回了无法识别的消息，请稍后重试")
+        error = UpstreamError("百炼平台返回了无法识别的消息，请稍后重试")
+        error.is_its_fault = True
+        return error

@@ -15,13 +15,14 @@ class BodyLimit:
 
     Forms in other encodings than UTF-8 are refused too: the fields would be decoded by whatever codec the client
     names, and one of Python's takes minutes for a megabyte. `uploads` gives the paths that take audio with their larger
-    limits; one that ends with a slash stands for all below it.
+    limits; one that ends with a slash stands for all below it. `texts` gives those of paths that take long texts.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, uploads: Mapping[str, int]) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, uploads: Mapping[str, int], texts: Mapping[str, int]) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._uploads = uploads
+        self._texts = texts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -33,7 +34,7 @@ class BodyLimit:
             await error_response(refusal)(scope, receive, send)
             return
         upload_bytes = self._upload_limit(scope["path"])
-        max_bytes = upload_bytes or self._max_bytes
+        max_bytes = upload_bytes or self._texts.get(scope["path"], self._max_bytes)
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if declared.isdigit() and int(declared) > max_bytes:
             await error_response(_refusal(upload_bytes, max_bytes))(scope, receive, send)

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 from fastapi.security import OAuth2PasswordBearer
 
 from app.errors import Unauthorized
@@ -27,6 +27,20 @@ async def _current_user(services: ServicesDep, token: Annotated[str | None, Depe
 
 
 CurrentUser = Annotated[User, Depends(_current_user)]
+
+
+async def _current_listener(
+    services: ServicesDep,
+    header: Annotated[str | None, Depends(_bearer)],
+    token: Annotated[str | None, Query(description="登录令牌，供不能带请求头的浏览器接口使用")] = None,
+) -> User:
+    user = await _current_user(services, header or token)
+    await services.limiter.check(services.settings.rate_limit, "user", str(user.id))
+    return user
+
+
+CurrentListener = Annotated[User, Depends(_current_listener)]
+"""The user behind a call that a browser makes without headers."""
 
 
 async def limit_rate(services: ServicesDep, user: CurrentUser) -> None:

@@ -8,6 +8,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 Data = TypeVar("Data")
+JSON, EVENTS = "application/json", "text/event-stream"
 
 
 class Envelope(BaseModel, Generic[Data]):
@@ -29,7 +30,7 @@ class ErrorEnvelope(BaseModel):
 
 def enveloped(data: object) -> Response:
     """The envelope around data that holds ready JSON as `orjson.Fragment`, which is not read again."""
-    return Response(orjson.dumps({"code": 200, "message": "success", "data": data}), media_type="application/json")
+    return Response(orjson.dumps({"code": 200, "message": "success", "data": data}), media_type=JSON)
 
 
 _ERRORS = {
@@ -56,13 +57,16 @@ def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
         answers[status] = {
             "model": ErrorEnvelope,
             "description": description,
-            "content": {"application/json": {"example": example}},
+            "content": {JSON: {"example": example}},
         }
     return answers
 
 
 def describe_errors_as_answered(app: FastAPI) -> None:
-    """Mend the schema's error answers: validation answers 400, not 422, and FastAPI drops nulls from examples."""
+    """Mend the schema's error answers.
+
+    Validation answers 400, not 422; FastAPI drops nulls from examples, and has errors of event streams be events.
+    """
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -72,7 +76,10 @@ def describe_errors_as_answered(app: FastAPI) -> None:
                 for operation in operations.values():
                     operation["responses"].pop("422", None)
                     for answer in operation["responses"].values():
-                        if example := answer.get("content", {}).get("application/json", {}).get("example"):
+                        if stray := answer.get("content", {}).get(EVENTS, {}).get("schema"):
+                            answer["content"][JSON]["schema"] = stray
+                            del answer["content"][EVENTS]
+                        if example := answer.get("content", {}).get(JSON, {}).get("example"):
                             example.setdefault("data", None)
             for name in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(name, None)

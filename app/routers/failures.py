@@ -1,6 +1,7 @@
 """One mapping from everything that can go wrong to the error envelope."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -118,8 +119,13 @@ async def _answer_http_error(_: Request, error: Exception) -> JSONResponse:
 async def _answer_validation_error(_: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
-    problems = list(dict.fromkeys(_describe(problem) for problem in error.errors()))
-    return _envelope(400, "INVALID_REQUEST", "；".join(problems[:5]), {})
+    return _envelope(400, "INVALID_REQUEST", describe_problems(error.errors()), {})
+
+
+def describe_problems(problems: Sequence[Any]) -> str:
+    """Pydantic's errors in words."""
+    described = list(dict.fromkeys(_describe(problem) for problem in problems))
+    return "；".join(described[:5])
 
 
 def _describe(problem: dict[str, Any]) -> str:

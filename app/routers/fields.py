@@ -1,16 +1,18 @@
 """Field types that several requests share."""
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator
 
-_ALLOWED_CONTROLS = "\t\n\r"
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _check_text(value: str) -> str:
-    if any(character < " " and character not in _ALLOWED_CONTROLS for character in value):
+    if _CONTROL.search(value):
         raise ValueError("不能含有控制字符")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if _SURROGATE.search(value):
         raise ValueError("含有无法编码的字符")
     return value
 

@@ -4,13 +4,14 @@ import json
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, enveloped, error_answers
 from app.routers.presentation import show_amount, show_exactly, show_time
+from app.routers.progress import RecordId
 from app.services import Services
 from app.services.records import RecordedCall
 from app.transcripts import AudioInfo, Transcript
@@ -33,7 +34,7 @@ class HistoryItem(BaseModel):
         default=None,
         description=(
             "声音复刻为音色状态；语音合成与识别只在未成功时出现：`running` 进行中、`failed` 失败、"
-            "`abandoned` 客户端中途断开、`interrupted` 服务中断"
+            "`cancelled` 已取消、`abandoned` 客户端中途断开、`interrupted` 服务中断"
         ),
     )
     error_message: str | None = Field(default=None, description="失败原因")
@@ -62,12 +63,23 @@ class RecordUsage(BaseModel):
     provider_request_id: str | None = Field(default=None, description="百炼的请求ID或任务ID")
 
 
+class RecordProgress(BaseModel):
+    """长文本合成的进度。"""
+
+    segments_done: int = Field(description="已合成的片段数", examples=[2])
+    segments_total: int = Field(description="总片段数", examples=[3])
+    characters: int = Field(description="至今的计费字符数", examples=[3400])
+    bill: str = Field(description="至今的费用（元）", examples=["0.0487"])
+
+
 class RecordDetail(HistoryItem):
     """一条记录的全部内容；没有值的字段不出现。"""
 
     finished_at: str | None = Field(default=None, description="结束时间", examples=["2025-12-30T10:30:05"])
     usage: RecordUsage | None = Field(default=None, description="用量与费用")
     details: dict[str, Any] | None = Field(default=None, description="识别的语种、情感与 Token 数")
+    progress: RecordProgress | None = Field(default=None, description="长文本合成的进度")
+    subtitle_url: str | None = Field(default=None, description="字幕文件URL（长文本合成）")
     task_id: str | None = Field(default=None, description="转写任务ID")
     task_status: str | None = Field(default=None, description="转写任务状态")
     audio_info: AudioInfo | None = Field(default=None, description="识别的音频")
@@ -84,7 +96,7 @@ class RecordDetail(HistoryItem):
 async def get_record(
     services: ServicesDep,
     user: CurrentUser,
-    record_id: Annotated[int, Path(description="记录ID", ge=1, le=2**63 - 1)],
+    record_id: RecordId,
 ) -> Response:
     """Show one record in full."""
     call = await services.records.find(user.id, record_id)
@@ -102,6 +114,15 @@ async def get_record(
             estimated=bill.estimated,
             provider_request_id=bill.provider_request_id,
         )
+    if text := call.long_text:
+        detail.progress = RecordProgress(
+            segments_done=text.segments_done,
+            segments_total=text.segments_total,
+            characters=text.characters,
+            bill=show_amount(call.amount),
+        )
+        if record.output_key and text.subtitle_key:
+            detail.subtitle_url = services.storage.url(text.subtitle_key)
     if task:
         detail.task_id, detail.task_status = task.task_id, task.status
         detail.audio_info = AudioInfo.model_validate_json(task.audio_info) if task.audio_info else None

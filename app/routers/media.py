@@ -13,7 +13,11 @@ from app.storage import LocalStorage, is_private
 
 # A key is never written twice with other content, so a player may keep what it has.
 HEADERS = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
-CONTENT_TYPES_BY_SUFFIX = {f".{format}": content_type for format, content_type in CONTENT_TYPES.items()}
+CONTENT_TYPES_BY_SUFFIX = {
+    **{f".{format}": content_type for format, content_type in CONTENT_TYPES.items()},
+    ".srt": "application/x-subrip; charset=utf-8",
+    ".vtt": "text/vtt; charset=utf-8",
+}
 
 router = APIRouter()
 

@@ -18,14 +18,41 @@ from app.services.synthesis import MAX_TEXT_CHARS
 
 router = APIRouter(prefix="/api/audio/tts", tags=["语音合成"], dependencies=[Depends(limit_rate)])
 
+SampleRate = Literal[8000, 16000, 22050, 24000, 44100, 48000]
 
-class SpeechRequest(BaseModel):
-    """语音合成请求。"""
+
+class SpeechFields(BaseModel):
+    """怎样说：各合成接口共有的参数。"""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     model: Text = Field(description="语音合成模型，见模型列表", max_length=64, examples=["cosyvoice-v3-flash"])
     voice: Text = Field(description="音色ID，系统音色或复刻音色", max_length=128, examples=["longanyang"])
+    format: AudioFormat = Field(default="mp3", description="音频格式")
+    sample_rate: SampleRate = Field(default=22050, description="采样率（Hz）")
+    volume: int = Field(default=50, ge=0, le=100, description="音量")
+    speech_rate: float = Field(default=1.0, ge=0.5, le=2.0, description="语速")
+    pitch_rate: float = Field(default=1.0, ge=0.5, le=2.0, description="音高")
+    instruction: Text | None = Field(default=None, description="指令设置（情感、场景等），仅部分音色支持")
+
+    @property
+    def parameters(self) -> SpeechParameters:
+        """What the synthesis sounds like."""
+        return SpeechParameters(
+            model=self.model,
+            voice=self.voice,
+            format=self.format,
+            sample_rate=self.sample_rate,
+            volume=self.volume,
+            rate=self.speech_rate,
+            pitch=self.pitch_rate,
+            instruction=self.instruction,
+        )
+
+
+class SpeechRequest(SpeechFields):
+    """语音合成请求。"""
+
     text: Text = Field(
         description="待合成文本，单次不超过2000字符；以 `<speak>` 包裹时按 SSML 处理",
         examples=["你好，欢迎使用语音合成服务！"],
@@ -33,12 +60,6 @@ class SpeechRequest(BaseModel):
         repr=False,
     )
     stream: bool = Field(default=False, description="是否使用流式输出")
-    format: AudioFormat = Field(default="mp3", description="音频格式")
-    sample_rate: Literal[8000, 16000, 22050, 24000, 44100, 48000] = Field(default=22050, description="采样率（Hz）")
-    volume: int = Field(default=50, ge=0, le=100, description="音量")
-    speech_rate: float = Field(default=1.0, ge=0.5, le=2.0, description="语速")
-    pitch_rate: float = Field(default=1.0, ge=0.5, le=2.0, description="音高")
-    instruction: Text | None = Field(default=None, description="指令设置（情感、场景等），仅部分音色支持")
 
 
 class Speech(BaseModel):
@@ -103,16 +124,7 @@ async def synthesize(
     services: ServicesDep, user: CurrentUser, request: Annotated[SpeechRequest, Body(openapi_examples=_EXAMPLES)]
 ) -> Envelope[Speech] | Response:
     """Speak a text: kept and answered with its URL, or streamed while it is spoken."""
-    parameters = SpeechParameters(
-        model=request.model,
-        voice=request.voice,
-        format=request.format,
-        sample_rate=request.sample_rate,
-        volume=request.volume,
-        rate=request.speech_rate,
-        pitch=request.pitch_rate,
-        instruction=request.instruction,
-    )
+    parameters = request.parameters
     if request.stream:
         listener = await services.synthesis.stream(user.id, parameters, request.text)
         return AudioResponse(listener, CONTENT_TYPES[request.format])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from app.sandbox.failures import TaskFailed
@@ -18,20 +18,29 @@ Outcome = Literal["finished", "failed", "cancelled", "disconnected", "replaced"]
 
 @dataclass(slots=True)
 class Call:
-    """One task, from its run-task message on. `outcome` is None while it runs."""
+    """One task, from its run-task message on. `outcome` is None while it runs.
+
+    `texts` are the accepted texts as they came, `messages` all its continue-tasks and `flushes` those that asked for
+    one. `format` and `sample_rate` are what it was told or got by default, None if it was refused. Times are seconds
+    since the epoch.
+    """
 
     connection: int
     api_key: str
     task_id: str
     model: str
     parameters: Mapping[str, Any]
-    text: str = ""
+    format: str | None = None
+    sample_rate: int | None = None
+    texts: list[str] = field(default_factory=list)
+    messages: int = 0
+    flushes: int = 0
     characters: int = 0
     outcome: Outcome | None = None
     error_code: str | None = None
     error_message: str | None = None
-    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    finished_at: datetime | None = None
+    submitted_at: float = field(default_factory=time.time)
+    ended_at: float | None = None
     audio_bytes: int = 0
     audio_frames: int = 0
 
@@ -45,7 +54,7 @@ class Call:
     def end(self, outcome: Outcome) -> None:
         """Settle the outcome and log it: never the text, the key or the audio."""
         self.outcome = outcome
-        self.finished_at = datetime.now(UTC)
+        self.ended_at = time.time()
         _log.info(
             "sandbox task connection=%d model=%.40r outcome=%s error=%s characters=%d frames=%d bytes=%d seconds=%.3f",
             self.connection,
@@ -55,7 +64,7 @@ class Call:
             self.characters,
             self.audio_frames,
             self.audio_bytes,
-            (self.finished_at - self.started_at).total_seconds(),
+            self.ended_at - self.submitted_at,
         )
 
     def as_json(self) -> dict[str, object]:
@@ -65,20 +74,24 @@ class Call:
             "task_id": self.task_id,
             "model": self.model,
             "parameters": dict(self.parameters),
-            "text": self.text,
+            "format": self.format,
+            "sample_rate": self.sample_rate,
+            "text": "".join(self.texts),
+            "messages": self.messages,
+            "flushes": self.flushes,
             "characters": self.characters,
             "outcome": self.outcome,
             "error_code": self.error_code,
             "error_message": self.error_message,
-            "started_at": self.started_at.isoformat(),
-            "finished_at": self.finished_at.isoformat() if self.finished_at else None,
+            "submitted_at": self.submitted_at,
+            "ended_at": self.ended_at,
             "audio_bytes": self.audio_bytes,
             "audio_frames": self.audio_frames,
         }
 
 
 class CallLog:
-    """The latest calls, and how many sockets were opened since the last clearing."""
+    """The latest calls in order of submission, and how many sockets were opened since the last clearing."""
 
     def __init__(self, kept: int) -> None:
         self._calls: deque[Call] = deque(maxlen=kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Literal
@@ -16,7 +17,7 @@ Breakage = Literal["fail", "close", "silent"]
 _BREAKAGES: Final = ("fail", "close", "silent")
 
 
-@dataclass(slots=True)
+@dataclass
 class Faults:
     """What goes wrong next. Counts run down to 0; `ALWAYS` stays.
 
@@ -24,6 +25,7 @@ class Faults:
     refuse_handshakes    handshakes refused with HTTP `refuse_status`
     break_tasks          tasks that break after `break_after_frames` audio frames; `break_how` is `fail`
                          (InternalError), `close` (the socket drops without task-failed) or `silent` (nothing more)
+    hold_tasks           tasks that start but get no audio until the faults are replaced; they go on then
     oss_unavailable      object requests answered with 503
 
     The others are described in `http_faults`.
@@ -35,16 +37,33 @@ class Faults:
     break_tasks: int = 0
     break_after_frames: int = 0
     break_how: Breakage = "fail"
+    hold_tasks: int = 0
     oss_unavailable: int = 0
     requests: list[RequestFault] = field(default_factory=list)
     task_queries: TaskQueryFault | None = None
     results: ResultFault | None = None
     uploads: UploadFault | None = None
 
+    def __post_init__(self) -> None:
+        self._replaced = asyncio.Event()
+
+    def replace(self, wanted: Faults) -> None:
+        """Become `wanted`, and let go of the tasks that were held."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(wanted, each.name))
+        self._replaced.set()
+        self._replaced = asyncio.Event()
+
     def as_json(self) -> dict[str, object]:
         return asdict(self)
 
-    def take(self, name: Literal["throttle_tasks", "refuse_handshakes", "break_tasks", "oss_unavailable"]) -> bool:
+    def take_hold(self) -> asyncio.Event | None:
+        """What a held task waits for, None for a task that isn't held."""
+        return self._replaced if self.take("hold_tasks") else None
+
+    def take(
+        self, name: Literal["throttle_tasks", "refuse_handshakes", "break_tasks", "hold_tasks", "oss_unavailable"]
+    ) -> bool:
         """Use one of a fault up; False when there is none."""
         left: int = getattr(self, name)
         if left > 0:

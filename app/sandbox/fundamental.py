@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import statistics
 from array import array
-from collections.abc import Sequence
+from itertools import accumulate
 from operator import mul
 from typing import Final
 
@@ -18,7 +18,7 @@ _RATE: Final = 8000
 _WINDOW: Final = _RATE // 20
 _SHORTEST_PERIOD, _LONGEST_PERIOD = _RATE // 500, _RATE // 60
 _SECONDS_HEARD: Final = 15
-_WINDOWS_MEASURED: Final = 30
+_WINDOWS_MEASURED: Final = 15
 _QUIETEST_SHARE: Final = 0.1
 _ALIKE: Final = 0.85
 _PERIODIC: Final = 0.4
@@ -66,14 +66,16 @@ def _height(samples: array[int]) -> float | None:
     return _RATE / statistics.median(periods) if periods else None
 
 
-def _period(window: Sequence[int]) -> int | None:
+def _period(samples: array[int]) -> int | None:
     """The shortest lag at which a window is nearly as much like itself as at any."""
+    window = samples.tolist()
     start = window[:_WINDOW]
-    energy = sum(map(mul, start, start))
+    energy_before = list(accumulate(map(mul, window, window), initial=0))
     likeness = {}
     for lag in range(_SHORTEST_PERIOD, _LONGEST_PERIOD + 1):
-        later = window[lag : lag + _WINDOW]
-        likeness[lag] = sum(map(mul, start, later)) / (1 + energy * sum(map(mul, later, later))) ** 0.5
+        energy = energy_before[lag + _WINDOW] - energy_before[lag]
+        product = sum(map(mul, start, window[lag : lag + _WINDOW]))
+        likeness[lag] = product / (1 + energy_before[_WINDOW] * energy) ** 0.5
     best = max(likeness.values())
     if best < _PERIODIC:
         return None

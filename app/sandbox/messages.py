@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from app.sandbox.failures import InvalidFrame
+from app.sandbox.word_times import Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,9 @@ def task_started(task_id: str) -> str:
     return _event(task_id, "task-started", {})
 
 
-def sentence_begin(task_id: str, index: int, text: str) -> str:
-    """`result-generated` of type sentence-begin (§1.5)."""
-    output = {"type": "sentence-begin", "original_text": text, "sentence": {"index": index, "words": []}}
+def sentence_begin(task_id: str, index: int, text: str | None) -> str:
+    """`result-generated` of type sentence-begin (§1.5), without `original_text` if that is None."""
+    output = {"type": "sentence-begin", **_original(text), "sentence": {"index": index, "words": []}}
     return _event(task_id, "result-generated", {"output": output})
 
 
@@ -63,15 +64,17 @@ def sentence_synthesis(task_id: str, index: int) -> str:
     return _event(task_id, "result-generated", {"output": output})
 
 
-def sentence_end(task_id: str, index: int, text: str, words: list[dict[str, object]], characters: int) -> str:
+def sentence_end(task_id: str, index: int, text: str | None, words: Sequence[Word], characters: int) -> str:
     """`result-generated` of type sentence-end, with the characters of the task so far (§1.5)."""
-    output = {"type": "sentence-end", "original_text": text, "sentence": {"index": index, "words": words}}
+    output = {"type": "sentence-end", **_original(text), "sentence": {"index": index, "words": words}}
     return _event(task_id, "result-generated", {"output": output, "usage": {"characters": characters}})
 
 
-def task_finished(task_id: str, characters: int) -> str:
-    """`task-finished` with the total and the `request_uuid` attribute (§1.5)."""
-    payload = {"usage": {"characters": characters}}
+def task_finished(task_id: str, characters: int, words: Sequence[Word] | None = None) -> str:
+    """`task-finished` with the total, the `request_uuid` attribute, and in one edition all words (§1.5)."""
+    payload: dict[str, Any] = {"usage": {"characters": characters}}
+    if words is not None:
+        payload["output"] = {"sentence": {"words": words}}
     return _event(task_id, "task-finished", payload, {"request_uuid": str(uuid.uuid4())})
 
 
@@ -85,6 +88,10 @@ def task_failed(task_id: str, code: str, message: str) -> str:
         "attributes": {},
     }
     return orjson.dumps({"header": header, "payload": {}}).decode()
+
+
+def _original(text: str | None) -> dict[str, str]:
+    return {} if text is None else {"original_text": text}
 
 
 def _event(task_id: str, event: str, payload: dict[str, Any], attributes: dict[str, str] | None = None) -> str:

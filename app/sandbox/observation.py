@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import orjson
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -40,9 +38,9 @@ def observation_routes(calls: CallLog, requests: RequestLog, faults: Faults) -> 
                 wanted = read_faults(orjson.loads(await request.body()))
             except (ValueError, AttributeError) as error:
                 return JSONResponse({"error": f"not understood: {error}"}, 400)
-            _copy(wanted, faults)
+            faults.replace(wanted)
         elif request.method == "DELETE":
-            _copy(Faults(), faults)
+            faults.replace(Faults())
         return JSONResponse(faults.as_json())
 
     return [
@@ -51,8 +49,3 @@ def observation_routes(calls: CallLog, requests: RequestLog, faults: Faults) -> 
         Route("/_sandbox/requests", show_requests, methods=["GET", "DELETE"]),
         Route("/_sandbox/faults", switch_faults, methods=["GET", "PUT", "DELETE"]),
     ]
-
-
-def _copy(source: Faults, target: Faults) -> None:
-    for field in fields(source):
-        setattr(target, field.name, getattr(source, field.name))

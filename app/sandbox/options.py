@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, get_args
 
 STREAMED_WAV_SIZES: Final = (0xFFFFFFFF, 0x7FFFFFFF, 0)
+
+WordsIn = Literal["sentence-end", "task-finished"]
 
 
 @dataclass(frozen=True, slots=True)
 class SandboxOptions:
     """Switches of the stand-in. The defaults are fast and faithful, apart from the rate limit, which is off."""
 
-    realtime: bool = False
-    """Send audio as fast as it would be played, instead of as fast as it is made."""
+    speed: float | None = None
+    """How many times as fast as it plays audio is sent; None is as fast as it is made."""
+
+    first_audio_seconds: float = 0.0
+    """How long after its first text a task's first audio frame comes (0.2-0.8 at DashScope, §1.1)."""
+
+    words_in: WordsIn = "sentence-end"
+    """The event that word timestamps come in: the editions disagree (§1.5)."""
+
+    last_original_text: bool = True
+    """False leaves `original_text` out of the last sentence's events, as the service sometimes does (§1.5)."""
 
     rate_limit_per_second: int | None = None
     """run-task submissions per API key and model in any second (3 at DashScope, §1.10); None is no limit."""
@@ -52,7 +63,7 @@ class SandboxOptions:
     """A socket without a task is closed after this long (§1.7)."""
 
     gap_timeout_seconds: float = 23.0
-    """A task whose client sends no text for this long, while no audio is sent, fails (§1.7)."""
+    """A task fails after this much silence since its client's last text; sending audio is no silence (§1.7)."""
 
     oss_access_key_id: str = "sandbox-id"
     oss_access_key_secret: str = "sandbox-secret"
@@ -69,6 +80,12 @@ class SandboxOptions:
     def __post_init__(self) -> None:
         if self.wav_header not in STREAMED_WAV_SIZES:
             raise ValueError("wav_header must be 0xFFFFFFFF, 0x7FFFFFFF or 0")
+        if self.speed is not None and not self.speed > 0:
+            raise ValueError("speed must be positive, or None")
+        if not self.first_audio_seconds >= 0:
+            raise ValueError("first_audio_seconds must not be negative")
+        if self.words_in not in get_args(WordsIn):
+            raise ValueError(f"words_in must be one of {', '.join(get_args(WordsIn))}")
         for limit in (
             "rate_limit_per_second",
             "recognitions_per_minute",

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from app.sandbox.characters import HAN
 from app.sandbox.encoder import create_encoder
 from app.sandbox.script import Line
 from app.sandbox.speech_order import SpeechOrder
 from app.sandbox.voice import SPEECH_RATE, Manner, silence, speak
+from app.sandbox.word_times import Passage, Word, time_words
 
 FRAME_BYTES: Final = 8000
 """How large the service's binary frames are, about (§1.6)."""
 
 _SLICE_BYTES: Final = SPEECH_RATE * 2
 _SENTENCE_PAUSE_MILLISECONDS: Final = 150
-_WORD: Final = re.compile(rf"{HAN.pattern}|[^\W_]+(?:['’.-][^\W_]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +37,12 @@ class Recording:
         self._pending = bytearray()
         self._samples_in = 0
         self._line_began = 0.0
-        self._line_spoke = 0.0
+        self._passages: list[Passage] = []
 
     def record(self, line: Line, is_last: Callable[[], bool]) -> Iterator[list[Frame]]:
         """The frames of a line, slice by slice; the end of the stream too if nothing follows, as `is_last` knows."""
-        speech = self._speak(line)
         self._line_began = self._seconds
-        self._line_spoke = len(speech) / 2 / SPEECH_RATE
-        samples = speech + silence(_SENTENCE_PAUSE_MILLISECONDS)
+        samples = self._speak(line) + silence(_SENTENCE_PAUSE_MILLISECONDS)
         for start in range(0, len(samples), _SLICE_BYTES):
             piece = samples[start : start + _SLICE_BYTES]
             done_before = start / len(samples)
@@ -63,26 +59,9 @@ class Recording:
         """What the encoder still held, when the task ended only after its last line was spoken."""
         yield self._frames(self._encoder.finish(), self._seconds, 1.0, 1.0, whole=True)
 
-    def words(self, text: str) -> list[dict[str, object]]:
-        """Word timestamps of the line just recorded (§1.5), spread evenly: ms from the start of the task's audio."""
-        words = list(_WORD.finditer(text))
-        weights = [max(1.0, (match.end() - match.start()) / 3) for match in words]
-        scale = 1000 * self._line_spoke / sum(weights) if weights else 0.0
-        stamped: list[dict[str, object]] = []
-        time = 1000 * self._line_began
-        for match, weight in zip(words, weights, strict=True):
-            end = time + weight * scale
-            stamped.append(
-                {
-                    "text": match[0],
-                    "begin_index": match.start(),
-                    "end_index": match.end(),
-                    "begin_time": round(time),
-                    "end_time": round(end),
-                }
-            )
-            time = end
-        return stamped
+    def words(self, text: str) -> list[Word]:
+        """Word timestamps of the line just recorded (§1.5)."""
+        return time_words(text, self._passages, self._line_began)
 
     @property
     def _seconds(self) -> float:
@@ -102,11 +81,16 @@ class Recording:
             height=voice.height,
         )
         speech = bytearray()
-        for text, pause in line.pieces():
+        self._passages = []
+        begin = 0
+        for piece, pause in line.pieces():
+            text = piece
             for old, new in order.replacements:
                 text = text.replace(old, new)
-            speech += speak(text, manner) if text else b""
-            speech += silence(pause)
+            said = speak(text, manner) if text else b""
+            self._passages.append(Passage(begin, begin + len(piece), said, len(speech) // 2))
+            begin += len(piece)
+            speech += said + silence(pause)
         return bytes(speech)
 
     def _frames(

@@ -28,16 +28,16 @@ class SentenceCutter:
 
     def __init__(self) -> None:
         self._text = ""
+        self._added: list[str] = []
         self._start = 0
         self._forced_to = 0
 
     def add(self, text: str) -> None:
-        self._text = self._text[self._start :] + text
-        self._forced_to = max(0, self._forced_to - self._start)
-        self._start = 0
+        self._added.append(text)
 
     def flush(self) -> None:
         """Everything received so far is complete."""
+        self._absorb()
         self._forced_to = len(self._text)
 
     def take(self) -> str | None:
@@ -45,6 +45,7 @@ class SentenceCutter:
 
         After a flush, a remainder that holds nothing speakable is left in the buffer: see `take_silent_rest`.
         """
+        self._absorb()
         end = self._end_of_sentence()
         if end is None:
             return None
@@ -54,13 +55,22 @@ class SentenceCutter:
 
     def take_silent_rest(self) -> str:
         """What is left once no more text will come: punctuation and blanks that are counted but not spoken."""
+        self._absorb()
         rest = self._text[self._start :]
         self._start = len(self._text)
         return rest
 
     def holds_speech(self) -> bool:
         """Whether anything speakable is still in the buffer."""
-        return is_speakable(self._text[self._start :])
+        return any(map(is_speakable, (self._text[self._start :], *self._added)))
+
+    def _absorb(self) -> None:
+        """Append what was added, all at once: a long text may come in very many pieces."""
+        if self._added:
+            self._text = self._text[self._start :] + "".join(self._added)
+            self._added.clear()
+            self._forced_to = max(0, self._forced_to - self._start)
+            self._start = 0
 
     def _end_of_sentence(self) -> int | None:
         position = self._start
@@ -71,7 +81,7 @@ class SentenceCutter:
             position = boundary.end()
         if flushed and self._forced_to - self._start <= LONGEST_SENTENCE:
             return self._forced_to
-        if len(self._text) - self._start > LONGEST_SENTENCE:
+        if len(self._text) - self._start > LONGEST_SENTENCE and is_speakable(self._text[self._start :]):
             return self._forced_cut()
         return None
 

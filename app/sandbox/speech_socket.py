@@ -7,9 +7,7 @@ cancel is heard while audio is being sent. All writing goes through one `Outbox`
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +32,7 @@ from app.sandbox.messages import ClientMessage, read_message
 from app.sandbox.options import SandboxOptions
 from app.sandbox.outbox import Outbox, PeerGone
 from app.sandbox.run_task_quota import RunTaskQuota, throttled
+from app.sandbox.silence_clock import SilenceClock
 from app.sandbox.speech_order import read_model, read_order
 from app.sandbox.speech_task import SpeechTask
 from app.sandbox.spoken_audio import SpokenAudio
@@ -91,8 +90,7 @@ class SpeechSocket:
         self._task: SpeechTask | None = None
         self._speaking: asyncio.Task[None] | None = None
         self._used_task_ids: deque[str] = deque(maxlen=_TASK_IDS_REMEMBERED)
-        self._silent_since: float | None = time.monotonic()
-        self._clock_changed = asyncio.Event()
+        self._silence = SilenceClock(options.idle_timeout_seconds)
 
     async def converse(self) -> None:
         """Serve tasks until either side closes."""
@@ -120,7 +118,7 @@ class SpeechSocket:
                     await self._outbox.room_for_answers()
                     receiving = asyncio.create_task(self._receive())
                 if clock is None:
-                    clock = asyncio.create_task(self._wait_for_silence())
+                    clock = asyncio.create_task(self._silence.run_out())
                 waiting: set[asyncio.Task[Any]] = {receiving, clock}
                 if self._speaking is not None:
                     waiting.add(self._speaking)
@@ -192,7 +190,7 @@ class SpeechSocket:
         self._used_task_ids.append(message.task_id)
         self._outbox.post(messages.task_started(message.task_id))
         self._task = task
-        self._set_silent(True)
+        self._silence.start(self._options.gap_timeout_seconds)
         self._speaking = asyncio.create_task(task.speak())
 
     def _create_task(self, message: ClientMessage, call: Call) -> SpeechTask:
@@ -205,15 +203,16 @@ class SpeechSocket:
             raise throttled()
         self._quota.take(self._caller.api_key, model)
         order = read_order(model, message.payload, self._enrolled)
+        call.format, call.sample_rate = order.format, order.sample_rate
         breaks = self._faults.take("break_tasks")
         return SpeechTask(
             order,
             call,
             self._outbox,
-            wav_header=self._options.wav_header,
-            realtime=self._options.realtime,
+            self._silence,
+            self._options,
             breakage=(self._faults.break_how, self._faults.break_after_frames) if breaks else None,
-            on_silence=self._set_silent,
+            held=self._faults.take_hold(),
         )
 
     def _running(self, message: ClientMessage) -> SpeechTask:
@@ -223,16 +222,17 @@ class SpeechSocket:
         return self._task
 
     def _continue_task(self, task: SpeechTask, message: ClientMessage) -> None:
+        """Hand text or a flush to the task. Only text puts the gap's end off (§1.7)."""
+        task.call.messages += 1
         said = message.payload.get("input")
         if not isinstance(said, dict):
             raise TaskFailed(INPUT_MISSING)
         flush = said.get("flush") is True
         if not flush or said.get("text"):
             task.add_text(said.get("text"))
+            self._silence.start_over()
         if flush:
             task.flush()
-        if self._silent_since is not None:
-            self._set_silent(True)
 
     async def _finish_task(self, message: ClientMessage) -> None:
         said = message.payload.get("input")
@@ -242,7 +242,7 @@ class SpeechSocket:
             await self._cancel_task(message)
             return
         self._running(message).finish()
-        self._set_silent(False)
+        self._silence.stop()
 
     async def _cancel_task(self, message: ClientMessage) -> None:
         """Stop at once with the count so far (§1.3). A cancel that crosses the task's own end is late, not wrong."""
@@ -257,15 +257,15 @@ class SpeechSocket:
             return
         await self._stop_speaking(outcome)
         self._outbox.discard()
-        self._outbox.post(messages.task_finished(task.call.task_id, task.call.characters))
+        self._outbox.post(task.finished())
 
     def _conclude(self, speaking: asyncio.Task[None]) -> None:
         """The task has spoken everything, or a fault broke it."""
         assert self._task is not None  # noqa: S101 - a task speaks as long as it is here
-        call, utterance = self._task.call, self._task.utterance
+        task, call = self._task, self._task.call
         failure = speaking.exception()
         self._task = self._speaking = None
-        self._set_silent(True)
+        self._silence.start(self._options.idle_timeout_seconds)
         if isinstance(failure, TaskFailed):
             call.fail(failure)
             self._outbox.post(messages.task_failed(call.task_id, failure.code, failure.message))
@@ -277,8 +277,8 @@ class SpeechSocket:
             call.end("failed")
             raise failure
         call.end("finished")
-        self._spoken.remember(utterance)
-        self._outbox.post(messages.task_finished(call.task_id, call.characters))
+        self._spoken.remember(task.utterance)
+        self._outbox.post(task.finished())
 
     async def _fail(self, task_id: str, failure: TaskFailed) -> None:
         """Send task-failed, for the running task if there is one, and close (§1.7)."""
@@ -299,30 +299,10 @@ class SpeechSocket:
         speaking.cancel()
         await asyncio.gather(speaking, return_exceptions=True)
         task.call.end(outcome)
-        self._set_silent(True)
-
-    def _set_silent(self, silent: bool) -> None:
-        """Silence is what both timeouts count (§1.7): no task, or one that waits for text and sends no audio."""
-        counted = silent and not (self._task is not None and self._task.finishing)
-        self._silent_since = time.monotonic() if counted else None
-        self._clock_changed.set()
-
-    def _seconds_of_silence_left(self) -> float | None:
-        if self._silent_since is None:
-            return None
-        limit = self._options.idle_timeout_seconds if self._task is None else self._options.gap_timeout_seconds
-        return self._silent_since + limit - time.monotonic()
-
-    async def _wait_for_silence(self) -> None:
-        while (left := self._seconds_of_silence_left()) is None or left > 0:
-            self._clock_changed.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._clock_changed.wait()
+        self._silence.start(self._options.idle_timeout_seconds)
 
     async def _time_out(self) -> None:
-        left = self._seconds_of_silence_left()
-        if left is None or left > 0:
+        if not self._silence.has_run_out:
             return
         if self._task is None:
             raise _Close(_NORMAL_CLOSURE, "idle for too long")

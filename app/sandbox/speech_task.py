@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -20,13 +19,17 @@ from app.sandbox.failures import (
     TaskFailed,
 )
 from app.sandbox.faults import Breakage
+from app.sandbox.options import SandboxOptions
 from app.sandbox.outbox import Outbox
+from app.sandbox.pace import Pace
 from app.sandbox.recording import Frame, Recording
 from app.sandbox.script import Line
 from app.sandbox.sentences import SentenceCutter
+from app.sandbox.silence_clock import SilenceClock
 from app.sandbox.speech_order import SpeechOrder
 from app.sandbox.spoken_audio import Utterance
 from app.sandbox.ssml import looks_like_ssml, read_ssml
+from app.sandbox.word_times import Word
 
 LONGEST_MESSAGE: Final = 20_000
 LONGEST_TASK: Final = 200_000
@@ -41,21 +44,24 @@ class SpeechTask:
         order: SpeechOrder,
         call: Call,
         outbox: Outbox,
+        silence: SilenceClock,
+        options: SandboxOptions,
         *,
-        wav_header: int,
-        realtime: bool,
         breakage: tuple[Breakage, int] | None,
-        on_silence: Callable[[bool], None],
+        held: asyncio.Event | None,
     ) -> None:
         self.call = call
         self.finishing = False
         self.utterance = Utterance(order.format)
         self._order = order
         self._outbox = outbox
-        self._realtime = realtime
+        self._silence = silence
+        self._options = options
         self._breakage = breakage
-        self._on_silence = on_silence
-        self._recording = Recording(order, wav_header)
+        self._held = held
+        self._pace = Pace(options.speed, options.first_audio_seconds)
+        self._recording = Recording(order, options.wav_header)
+        self._words: list[Word] = []
         self._cutter = SentenceCutter()
         self._lines: deque[Line] = deque()
         self._arrived = asyncio.Event()
@@ -64,8 +70,6 @@ class SpeechTask:
         self._characters = 0
         self._index = -1
         self._frames = 0
-        self._playing_since: float | None = None
-        self._playing_until = 0.0
 
     def add_text(self, text: object) -> None:
         """Take the text of a continue-task (§1.3, §1.8); SSML comes whole and only once (§1.4)."""
@@ -78,19 +82,21 @@ class SpeechTask:
         if characters > LONGEST_MESSAGE or self._received + characters > LONGEST_TASK:
             raise TaskFailed(f"The text is longer than {LONGEST_MESSAGE} per message or {LONGEST_TASK} per task.")
         self._received += characters
-        self.call.text += text
+        self.call.texts.append(text)
+        self._pace.start()
         if lines is None:
             self._speakable = self._speakable or is_speakable(text)
             self._cutter.add(text)
-            self.utterance.text += text
+            self.utterance.say(text)
         else:
-            self.utterance.text += "".join(line.text for line in lines)
+            self.utterance.say("".join(line.text for line in lines))
             self._speakable = bool(lines)
             self._lines.extend(lines)
         self._arrived.set()
 
     def flush(self) -> None:
         """Speak the unfinished tail now (§1.3)."""
+        self.call.flushes += 1
         self._cutter.flush()
         self._arrived.set()
 
@@ -111,6 +117,11 @@ class SpeechTask:
             await self._deliver(self._recording.finish(), 0)
         self.call.characters = self._characters + count_characters(self._cutter.take_silent_rest())
 
+    def finished(self) -> str:
+        """The task-finished event, with the count and the words so far (§1.5)."""
+        at_the_end = self._order.word_timestamps and self._options.words_in == "task-finished"
+        return messages.task_finished(self.call.task_id, self.call.characters, self._words if at_the_end else None)
+
     async def _next_line(self) -> Line | None:
         while True:
             if self._lines:
@@ -119,10 +130,9 @@ class SpeechTask:
                 return Line(sentence)
             if self.finishing:
                 return None
-            self._on_silence(True)
+            self._silence.go_on()
             self._arrived.clear()
             await self._arrived.wait()
-            self._on_silence(False)
 
     async def _speak_line(self, line: Line) -> bool:
         """Send one sentence; True if the end of the stream went with it."""
@@ -132,26 +142,37 @@ class SpeechTask:
 
         def is_last() -> bool:
             nonlocal ended
-            ended = self.finishing and not self._lines and not self._cutter.holds_speech()
+            ended = self._is_last()
             return ended
 
         characters = count_characters(line.text)
-        await self._outbox.put(messages.sentence_begin(task_id, self._index, line.text))
+        await self._outbox.put(messages.sentence_begin(task_id, self._index, self._original(line)))
         await self._deliver(self._recording.record(line, is_last), characters)
         self._characters += characters
         self.call.characters = self._characters
-        words = self._recording.words(line.text) if self._order.word_timestamps else []
-        await self._outbox.put(messages.sentence_end(task_id, self._index, line.text, words, self._characters))
+        words = await asyncio.to_thread(self._recording.words, line.text) if self._order.word_timestamps else []
+        self._words += words
+        shown = words if self._options.words_in == "sentence-end" else []
+        original = self._original(line)
+        await self._outbox.put(messages.sentence_end(task_id, self._index, original, shown, self._characters))
         return ended
+
+    def _is_last(self) -> bool:
+        """Whether nothing follows the sentence that is being spoken, as far as one can know."""
+        return self.finishing and not self._lines and not self._cutter.holds_speech()
+
+    def _original(self, line: Line) -> str | None:
+        return line.text if self._options.last_original_text or not self._is_last() else None
 
     async def _deliver(self, batches: Iterator[list[Frame]], characters: int) -> None:
         announcement = messages.sentence_synthesis(self.call.task_id, self._index)
         while (batch := await asyncio.to_thread(next, batches, None)) is not None:
             for frame in batch:
                 await self._break_if_told_to()
-                if self._realtime:
-                    await self._wait_until_played()
-                self._playing_until = frame.until
+                if not self._frames:
+                    await self._wait_for_first_audio()
+                self._silence.stop()
+                await self._pace.wait(frame.until)
                 self._frames += 1
                 self.utterance.hear(frame.data)
                 await self._outbox.put(announcement, frame.data, on_sent=self._note(frame, characters))
@@ -167,13 +188,10 @@ class SpeechTask:
 
         return note
 
-    async def _wait_until_played(self) -> None:
-        """Wait until the frames sent so far would have been heard."""
-        now = time.monotonic()
-        if self._playing_since is None or self._playing_since + self._playing_until < now:
-            self._playing_since = now - self._playing_until
-        else:
-            await asyncio.sleep(self._playing_since + self._playing_until - now)
+    async def _wait_for_first_audio(self) -> None:
+        if self._held is not None:
+            await self._held.wait()
+        await self._pace.wait_for_first()
 
     async def _break_if_told_to(self) -> None:
         if self._breakage is None or self._frames < self._breakage[1]:
@@ -183,6 +201,7 @@ class SpeechTask:
             raise TaskFailed("An internal error has occured, please try again later.", "InternalError")
         if how == "close":
             raise ConnectionBroken
+        self._silence.stop()
         await asyncio.Event().wait()
 
     def _read_markup(self, text: str) -> list[Line] | None:

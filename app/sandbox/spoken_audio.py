@@ -19,10 +19,14 @@ class Utterance:
     """One synthesis task as it grows: its text without markup and the fingerprints of its audio."""
 
     def __init__(self, audio_format: str) -> None:
-        self.text = ""
+        self._texts: list[str] = []
         self._whole = hashlib.sha256()
         self._samples = hashlib.sha256()
         self._header_left = _HEADER_BYTES if audio_format == "wav" else 0
+
+    def say(self, text: str) -> None:
+        """Take the next text."""
+        self._texts.append(text)
 
     def hear(self, audio: bytes) -> None:
         """Take the next bytes of the stream."""
@@ -30,6 +34,10 @@ class Utterance:
         skipped = min(self._header_left, len(audio))
         self._header_left -= skipped
         self._samples.update(memoryview(audio)[skipped:])
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
 
     @property
     def fingerprints(self) -> frozenset[bytes]:
@@ -43,8 +51,9 @@ class SpokenAudio:
         self._texts: OrderedDict[bytes, str] = OrderedDict()
 
     def remember(self, utterance: Utterance) -> None:
+        text = utterance.text
         for fingerprint in utterance.fingerprints:
-            self._texts[fingerprint] = utterance.text
+            self._texts[fingerprint] = text
             self._texts.move_to_end(fingerprint)
         while len(self._texts) > _REMEMBERED:
             self._texts.popitem(last=False)

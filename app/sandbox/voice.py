@@ -28,6 +28,7 @@ _log = logging.getLogger("app.sandbox")
 _NORMAL_WORDS_PER_MINUTE: Final = 200
 _SLOWEST, _FASTEST = 80, 450
 _AUDIBLE_PEAK: Final = 200
+_PEAK_WINDOW: Final = SPEECH_RATE // 100
 _MALE_VARIANTS: Final = ("", "+m1", "+m2", "+m3", "+m7", "+m8")
 _FEMALE_VARIANTS: Final = ("+f1", "+f2", "+f3", "+f4", "+f5")
 _TONE_SECONDS_PER_CHARACTER: Final = 0.1
@@ -101,7 +102,7 @@ class EspeakSpeaker:
             for language, run in split_by_language(text, manner.languages, manner.hint)
             if is_speakable(run)
         )
-        if manner.volume and is_speakable(text) and _peak(speech) < _AUDIBLE_PEAK:
+        if manner.volume and is_speakable(text) and not _is_audible(speech):
             return self._tone.speak(text, manner)
         return speech
 
@@ -190,6 +191,8 @@ def _fingerprint(voice_id: str) -> int:
     return zlib.crc32(voice_id.encode())
 
 
-def _peak(speech: bytes) -> int:
+def _is_audible(speech: bytes) -> bool:
+    """Whether any sample is loud enough; most speech shows that within a few milliseconds."""
     samples = memoryview(speech).cast("h")
-    return max(max(samples), -min(samples)) if speech else 0
+    pieces = (samples[start : start + _PEAK_WINDOW] for start in range(0, len(samples), _PEAK_WINDOW))
+    return any(max(piece) >= _AUDIBLE_PEAK or min(piece) <= -_AUDIBLE_PEAK for piece in pieces)

@@ -34,7 +34,7 @@ async def speak_preview(
     )
     audio = await asyncio.to_thread(_record, order, text)
     utterance = Utterance(order.format)
-    utterance.text = text
+    utterance.say(text)
     utterance.hear(audio)
     spoken.remember(utterance)
     return _as_wav(audio, sample_rate) if audio_format == "wav" else audio

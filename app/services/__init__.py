@@ -21,18 +21,25 @@ from app.dashscope import (
     UploadClient,
 )
 from app.database import Database, migrate, require_current_schema
+from app.inflight import InFlight
 from app.ratelimit import RateLimiter, burst_of
 from app.security import KeySealer, TokenSigner
 from app.services.accounts import AccountService
+from app.services.admission import SpeechAdmission
+from app.services.archive import SpeechArchive
 from app.services.cloning import CloningService
 from app.services.collection import TaskCollector
 from app.services.delivery import AudioDelivery
 from app.services.enrollments import OpenEnrollments
 from app.services.following import VoiceFollower
-from app.services.inflight import InFlight
+from app.services.live import LiveService
+from app.services.longtext import LongTextService
+from app.services.narration import Tools
+from app.services.narrator import Narrator
 from app.services.recognition import RecognitionService
 from app.services.records import RecordService
 from app.services.samples import SampleService
+from app.services.segments import OpenTexts
 from app.services.synthesis import SynthesisService
 from app.services.tasks import OpenTasks
 from app.services.transcription import TranscriptionService
@@ -61,6 +68,8 @@ class Services:
     accounts: AccountService
     records: RecordService
     synthesis: SynthesisService
+    long_text: LongTextService
+    live: LiveService
     recognition: RecognitionService
     transcription: TranscriptionService
     cloning: CloningService
@@ -124,7 +133,15 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         resources.push_async_callback(end_by_cancelling, following)
         cloning = CloningService(accounts, records, enrollments, follower, book, samples, enrolling, in_flight)
         voices = VoiceService(accounts, book, samples, enrolling, in_flight)
-        synthesis = SynthesisService(settings, prices, accounts, records, speech, voices, storage, in_flight)
+        archive = SpeechArchive(settings, storage)
+        admission = SpeechAdmission(accounts, voices)
+        synthesis = SynthesisService(prices, admission, records, speech, archive, storage, in_flight)
+        live = LiveService(settings, prices, admission, records, speech, archive, storage, limiter, in_flight)
+        texts = OpenTexts(database, records)
+        narrator = Narrator(settings, Tools(texts, accounts, speech, storage, in_flight))
+        narrating = asyncio.create_task(narrator.run())
+        resources.push_async_callback(end_by_cancelling, narrating)
+        long_text = LongTextService(settings, prices, admission, archive, records, narrator, in_flight)
         recognition = RecognitionService(
             settings, prices, accounts, records, RecognitionClient(http), delivery, in_flight
         )
@@ -142,6 +159,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             accounts=accounts,
             records=records,
             synthesis=synthesis,
+            long_text=long_text,
+            live=live,
             recognition=recognition,
             transcription=transcription,
             cloning=cloning,

@@ -19,15 +19,15 @@ from app.catalog import cloning_models, find_speech_model
 from app.completion import run_to_end
 from app.dashscope import CloningOrder, Credential, EnrollmentClient, VoiceReport, may_have_worked
 from app.errors import AppError, InvalidModel, InvalidRequest, UpstreamError, UpstreamTimeout
+from app.inflight import InFlight
+from app.jobs import CLAIM, again_in
 from app.models import Enrollment
 from app.services.accounts import AccountService
-from app.services.claims import CLAIM
+from app.services.calls import OpenRecord, Price, Status
 from app.services.delivery import AudioFile, AudioUrl
 from app.services.enrollments import ClaimedEnrollment, OpenEnrollments
 from app.services.following import VoiceFollower, listed_prefix
-from app.services.inflight import InFlight
-from app.services.records import OpenRecord, Price, RecordService, Status
-from app.services.rounds import again_in
+from app.services.records import RecordService
 from app.services.samples import HeldSample, SampleService
 from app.services.voicebook import VoiceBook
 

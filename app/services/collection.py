@@ -22,12 +22,13 @@ from app.errors import (
     UpstreamNotFound,
     UpstreamTimeout,
 )
+from app.inflight import InFlight
+from app.jobs import Rounds, again_in
 from app.models import Transcription
 from app.ratelimit import RateLimiter
 from app.services.accounts import AccountService
-from app.services.inflight import InFlight
+from app.services.calls import reopened
 from app.services.records import RecordService
-from app.services.rounds import Rounds, again_in
 from app.services.spool import Spool
 from app.services.tasks import ClaimedTask, OpenTasks
 from app.transcripts import AudioInfo, Digest, Transcript, digest
@@ -85,9 +86,9 @@ class TaskCollector(Rounds[Transcription]):
                 unknowns = task.unknowns + (credential.fingerprint == task.key_fingerprint)
                 if unknowns < UNKNOWN_BELIEVED and claimed.age < KEPT:
                     return _again_after_miss(claimed, unknowns) | {"unknowns": unknowns}
-                await self._tasks.fail(claimed, report, claimed.opened, UpstreamNotFound(GONE))
+                await self._tasks.fail(claimed, report, reopened(claimed), UpstreamNotFound(GONE))
             case "FAILED" if not report.is_silent:
-                record = claimed.opened
+                record = reopened(claimed)
                 record.quantity = report.seconds or 0
                 await self._tasks.fail(claimed, report, record, explain(report.code, report.message))
             case _:
@@ -104,7 +105,7 @@ class TaskCollector(Rounds[Transcription]):
 
     async def _collect(self, claimed: ClaimedTask, credential: Credential, report: TaskReport) -> dict[str, Any]:
         """Fetch the result of a task that is done, and end it."""
-        record = claimed.opened
+        record = reopened(claimed)
         if report.seconds is not None:
             record.quantity = report.seconds
             # Should the result never come, this much is known to have been billed.
@@ -154,7 +155,7 @@ class TaskCollector(Rounds[Transcription]):
 
     async def _give_up(self, claimed: ClaimedTask, failure: AppError) -> None:
         reason = UpstreamNotFound(f"未能取回转写结果：{failure.message}；实际费用以百炼账单为准")
-        await self._tasks.fail(claimed, TaskReport("UNKNOWN"), claimed.opened, reason)
+        await self._tasks.fail(claimed, TaskReport("UNKNOWN"), reopened(claimed), reason)
 
 
 def _interval_seconds(claimed: ClaimedTask) -> float:

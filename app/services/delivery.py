@@ -15,9 +15,9 @@ from app.audio import CONTENT_TYPES
 from app.dashscope import MAX_DATA_URI_BYTES, Credential, InlineAudio, UploadClient
 from app.database import Database
 from app.errors import AudioTooLarge, InvalidAudio, ObjectNotFound, StorageError
+from app.inflight import InFlight
 from app.models import Record
 from app.recordings import RECOGNIZABLE, Recording, probe
-from app.services.inflight import InFlight
 from app.services.spool import Spool
 from app.settings import Settings
 from app.storage import Storage, is_private

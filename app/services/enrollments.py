@@ -9,9 +9,10 @@ from sqlalchemy import Executable, exists, func, select, update
 from app.completion import run_to_end
 from app.database import Database
 from app.errors import AppError, NotReady
+from app.jobs import Claimed, Claims
 from app.models import Enrollment, Voice, VoiceSample
-from app.services.claims import Claimed, Claims
-from app.services.records import OpenRecord, RecordService, Status
+from app.services.calls import OpenRecord, Status, reopened
+from app.services.records import RecordService
 from app.services.voicebook import FOLLOW_AFTER
 
 # For how long the voice of a lost order is given to who repeats the order.
@@ -106,7 +107,7 @@ class OpenEnrollments(Claims[Enrollment]):
 
     async def despair(self, claimed: ClaimedEnrollment, failure: AppError) -> None:
         """End the record as failed, although the search for its voice goes on."""
-        await self._records.end(claimed.opened, "failed", failure, provided=exists().where(claimed.is_mine))
+        await self._records.end(reopened(claimed), "failed", failure, provided=exists().where(claimed.is_mine))
 
     async def succeed(self, claimed: ClaimedEnrollment, voice_id: str, *, is_told: bool = False) -> bool:
         """End the record with its voice, which is followed from now on. False when somebody else ended it.
@@ -127,7 +128,7 @@ class OpenEnrollments(Claims[Enrollment]):
         kept = update(VoiceSample).where(VoiceSample.record_id == claimed.record.id)
         sample = kept.values(voice_id=voice_id, remove_at=None)
         return await self._records.end(
-            claimed.opened, "succeeded", None, first=_closing(claimed, changes), along=[sample], corrects=True
+            reopened(claimed), "succeeded", None, first=_closing(claimed, changes), along=[sample], corrects=True
         )
 
     async def fail(self, claimed: ClaimedEnrollment, status: Status, failure: BaseException) -> None:
@@ -135,7 +136,7 @@ class OpenEnrollments(Claims[Enrollment]):
         sample = update(VoiceSample).where(VoiceSample.record_id == claimed.record.id)
         discarded = sample.values(remove_at=datetime.now(UTC))
         closing = _closing(claimed, {"next_check_at": None})
-        await self._records.end(claimed.opened, status, failure, first=closing, along=[discarded])
+        await self._records.end(reopened(claimed), status, failure, first=closing, along=[discarded])
 
     async def tell(self, record_id: int) -> None:
         """Write down that who ordered a lost voice has heard of it: the same order is a new one before long."""

@@ -12,11 +12,11 @@ from sqlalchemy.exc import IntegrityError
 from app.catalog import read_voice_id
 from app.dashscope import Credential, EnrollmentClient, VoiceReport
 from app.errors import AppError, NoApiKey, UpstreamTimeout, VoiceNotFound
+from app.inflight import InFlight
+from app.jobs import Rounds, again_in
 from app.models import Enrollment
 from app.services.accounts import AccountService
 from app.services.enrollments import ClaimedEnrollment, OpenEnrollments
-from app.services.inflight import InFlight
-from app.services.rounds import Rounds, again_in
 from app.services.voicebook import VoiceBook
 
 log = structlog.get_logger(__name__)

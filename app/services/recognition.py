@@ -13,11 +13,12 @@ import structlog
 from app.catalog import PriceList
 from app.dashscope import InlineAudio, Recognition, RecognitionClient, RecognitionOrder
 from app.errors import AudioTooLong, InvalidAudio
+from app.inflight import InFlight
 from app.services.accounts import AccountService
+from app.services.calls import OpenRecord, Price
 from app.services.delivery import MAX_AUDIO_BYTES, AudioDelivery, AudioFile, AudioUrl, HeldAudio
-from app.services.inflight import InFlight
 from app.services.recognizers import require_recognizer
-from app.services.records import OpenRecord, Price, RecordService
+from app.services.records import RecordService
 from app.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -4,6 +4,7 @@ A record is opened before the provider is asked and reaches exactly one end:
 
     running ──► succeeded     the whole work was done and kept
             ├─► failed        the provider, the store or we failed; what was counted is billed
+            ├─► cancelled     the user stopped it; what was spoken is kept and billed
             ├─► abandoned     the client left; the provider was told to stop, what was spoken is billed
             └─► interrupted   our process stopped or died; after a death the bill is an estimate, and says so
 
@@ -14,65 +15,28 @@ and a voice that had been given up for lost turns up.
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Literal
 
 import structlog
 from sqlalchemy import ColumnElement, Executable, exists, func, select, true, update
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import undefer
+from sqlalchemy.orm import defer, undefer
 
 from app.completion import run_to_end
-from app.database import Database
+from app.database import UNAVAILABLE, Database
 from app.errors import AppError, NotReady, RecordNotFound
-from app.models import PROVIDER_ID_CHARS, Bill, Enrollment, Record, Transcription, Watched
+from app.models import PROVIDER_ID_CHARS, Bill, Enrollment, LongText, Record, Table, Transcription, Watched
+from app.services.calls import OpenRecord, Price, RecordType, Status
 
 log = structlog.get_logger(__name__)
-
-RecordType = Literal["tts", "asr", "voice"]
-Status = Literal["running", "succeeded", "failed", "abandoned", "interrupted"]
 
 LEASE = timedelta(seconds=30)
 HEARTBEAT_SECONDS = 10.0
 SETTLE_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
 _REOPENED = {"status": "running", "lease_expires_at": None, "finished_at": None, "error": None, "error_message": None}
-# asyncpg's refused connections arrive as plain OSErrors.
-UNAVAILABLE = (SQLAlchemyError, OSError)
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """The price per unit that a call is opened with, and billed with whatever happens to the price list."""
-
-    unit: str
-    per_unit: Decimal
-    currency: str
-
-
-@dataclass(slots=True)
-class OpenRecord:
-    """A record under way. Whoever does the work writes here what is known so far; it is settled from this."""
-
-    id: int
-    price: Price
-    quantity: int = 0
-    provider_request_id: str | None = None
-    output_key: str | None = None
-    output_text: str | None = None
-    output_data: str | None = None
-    duration_ms: int | None = None
-    estimated: bool = False
-    handed_over: bool = False
-    cut_off: Literal["abandoned", "interrupted"] | None = None
-
-    @property
-    def amount(self) -> Decimal:
-        """The exact cost of what was counted so far."""
-        return self.quantity * self.price.per_unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +47,13 @@ class RecordedCall:
     bill: Bill | None
     enrollment: Enrollment | None
     task: Transcription | None = None
+    long_text: LongText | None = None
 
     @property
     def amount(self) -> Decimal:
         """What the call cost so far."""
+        if self.bill is None and self.long_text is not None:
+            return self.long_text.characters * self.record.unit_price
         return self.bill.amount if self.bill else Decimal(0)
 
 
@@ -134,6 +101,23 @@ class RecordService:
             if not record.handed_over:
                 await run_to_end(self._settle(record, status, failure))
 
+    async def open_job(
+        self,
+        user_id: uuid.UUID,
+        kind: RecordType,
+        model: str,
+        input_data: str,
+        price: Price,
+        rows: Callable[[int], Sequence[Table]],
+    ) -> int:
+        """Open a record for whoever works on its job, together with the job's rows. Gives the record's id."""
+        record = _new_record(user_id, kind, model, input_data, price)
+        async with self._database.transaction() as session:
+            session.add(record)
+            await session.flush()
+            session.add_all(rows(record.id))
+        return record.id
+
     async def hand_over(self, record: OpenRecord, row: Watched) -> None:
         """Leave a record open for whoever looks after the row from now on, this process or another.
 
@@ -155,7 +139,7 @@ class RecordService:
         """
         note = update(Record).where(Record.id == record.id, Record.status == "running")
         async with self._database.transaction() as session:
-            await session.execute(note.values(expected_quantity=quantity))
+            await session.execute(note.values(expected_quantity=quantity, **_asked(record)))
 
     async def history(
         self, user_id: uuid.UUID, page: int, page_size: int, kind: RecordType | None = None
@@ -176,15 +160,18 @@ class RecordService:
             items = [RecordedCall(*row) for row in await session.execute(rows)]
         return HistoryPage(items, total or 0)
 
-    async def find(self, user_id: uuid.UUID, record_id: int) -> RecordedCall:
-        """One record of a user, transcripts loaded. Raises RecordNotFound."""
+    async def find(self, user_id: uuid.UUID, record_id: int, *, whole: bool = True) -> RecordedCall:
+        """One record of a user, with its transcripts and its input if the whole is wanted. Raises RecordNotFound."""
+        large = (Transcription.transcripts, Transcription.transcripts_with_words)
+        options = [undefer(column) for column in large] if whole else [defer(Record.input_data, raiseload=True)]
         wanted = (
-            select(Record, Bill, Enrollment, Transcription)
+            select(Record, Bill, Enrollment, Transcription, LongText)
             .outerjoin(Bill, Bill.record_id == Record.id)
             .outerjoin(Enrollment, Enrollment.record_id == Record.id)
             .outerjoin(Transcription, Transcription.record_id == Record.id)
+            .outerjoin(LongText, LongText.record_id == Record.id)
             .where(Record.id == record_id, Record.user_id == user_id)
-            .options(undefer(Transcription.transcripts), undefer(Transcription.transcripts_with_words))
+            .options(*options)
         )
         async with self._database.snapshot() as session:
             found = (await session.execute(wanted)).one_or_none()
@@ -248,6 +235,7 @@ class RecordService:
             )
             .values(
                 status=status,
+                **_asked(record),
                 output_key=record.output_key,
                 output_text=record.output_text,
                 output_data=record.output_data,
@@ -288,20 +276,8 @@ class RecordService:
         input_data: str,
         price: Price,
     ) -> int:
-        now = datetime.now(UTC)
-        record = Record(
-            user_id=user_id,
-            type=kind,
-            model_name=model,
-            status="running",
-            input_data=input_data,
-            unit=price.unit,
-            unit_price=price.per_unit,
-            currency=price.currency,
-            expected_quantity=0,
-            created_at=now,
-            lease_expires_at=now + LEASE,
-        )
+        record = _new_record(user_id, kind, model, input_data, price)
+        record.lease_expires_at = record.created_at + LEASE
         async with self._database.transaction() as session:
             session.add(record)
         self._live.add(record.id)
@@ -340,6 +316,25 @@ class RecordService:
         )
         async with self._database.transaction() as session:
             await session.execute(renewal)
+
+
+def _asked(record: OpenRecord) -> dict[str, str]:
+    return {} if record.input_data is None else {"input_data": record.input_data}
+
+
+def _new_record(user_id: uuid.UUID, kind: RecordType, model: str, input_data: str, price: Price) -> Record:
+    return Record(
+        user_id=user_id,
+        type=kind,
+        model_name=model,
+        status="running",
+        input_data=input_data,
+        unit=price.unit,
+        unit_price=price.per_unit,
+        currency=price.currency,
+        expected_quantity=0,
+        created_at=datetime.now(UTC),
+    )
 
 
 def _explain_orphan(orphan: Record) -> str:

@@ -14,12 +14,11 @@ from anyio import to_thread
 from sqlalchemy import Executable, delete, select, update
 
 from app.dashscope import ENROLLMENT, Credential, UploadClient
-from app.database import Database
+from app.database import UNAVAILABLE, Database
 from app.errors import StorageError
 from app.models import VoiceSample
 from app.samples import MAX_BYTES, Sample, examine_sample
 from app.services.delivery import AudioDelivery, AudioFile, AudioUrl
-from app.services.records import UNAVAILABLE
 from app.services.spool import Spool
 from app.settings import Settings
 from app.storage import Storage

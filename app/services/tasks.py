@@ -8,9 +8,10 @@ from sqlalchemy import exists, update
 from app.dashscope import TaskReport
 from app.database import Database
 from app.errors import AppError
+from app.jobs import Claimed, Claims
 from app.models import Transcription
-from app.services.claims import Claimed, Claims
-from app.services.records import OpenRecord, RecordService, Status
+from app.services.calls import OpenRecord, Status
+from app.services.records import RecordService
 from app.transcripts import Digest
 
 ClaimedTask = Claimed[Transcription]

@@ -16,15 +16,16 @@ from app.catalog import PriceList
 from app.completion import run_to_end
 from app.computation import compute
 from app.dashscope import Credential, Submission, TranscriptionClient, TranscriptionOrder
-from app.database import Database
+from app.database import UNAVAILABLE, Database
 from app.errors import AppError, InvalidApiKey, InvalidRequest, NoApiKey, NoTranscript, SealBroken, TaskNotFound
+from app.inflight import InFlight
 from app.models import Bill, Record, Transcription
 from app.services.accounts import AccountService
+from app.services.calls import OpenRecord, Price
 from app.services.collection import FIRST_CHECK_SECONDS, TaskCollector
 from app.services.delivery import MAX_FILE_BYTES, AudioDelivery, AudioUrl
-from app.services.inflight import InFlight
 from app.services.recognizers import require_recognizer
-from app.services.records import UNAVAILABLE, OpenRecord, Price, RecordService
+from app.services.records import RecordService
 from app.subtitling import SubtitleFormat, render_subtitle
 
 log = structlog.get_logger(__name__)

@@ -24,8 +24,8 @@ from app.completion import run_to_end
 from app.dashscope import Credential, EnrollmentClient, VoiceReport, VoiceStatus
 from app.database import Database
 from app.errors import AppError, NotReady, UpstreamTimeout, VoiceNotFound
+from app.inflight import InFlight
 from app.models import Enrollment, Voice, VoiceListing, VoiceSample
-from app.services.inflight import InFlight
 
 log = structlog.get_logger(__name__)
 

@@ -22,10 +22,10 @@ from app.errors import (
     UpstreamTimeout,
     VoiceNotFound,
 )
+from app.inflight import InFlight
 from app.services.accounts import AccountService
 from app.services.cloning import provider_prefix
 from app.services.delivery import AudioFile, AudioUrl
-from app.services.inflight import InFlight
 from app.services.samples import PlacedSample, SampleService
 from app.services.voicebook import VoiceBook, VoicePage
 

@@ -8,10 +8,10 @@ from contextlib import AbstractAsyncContextManager
 from typing import BinaryIO, ClassVar, Protocol
 
 from app.settings import Settings
-from app.storage.keys import is_private
+from app.storage.keys import WORK_FOLDER, is_private
 from app.storage.local import LocalStorage
 
-__all__ = ["LocalStorage", "Storage", "create_storage", "is_private"]
+__all__ = ["WORK_FOLDER", "LocalStorage", "Storage", "create_storage", "is_private"]
 
 
 class Storage(Protocol):

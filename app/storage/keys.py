@@ -4,7 +4,8 @@ import re
 from urllib.parse import SplitResult, urlsplit
 
 MAX_KEY_CHARS = 512
-PRIVATE_FOLDER = "audio/voice/"
+WORK_FOLDER = "audio/work/"
+PRIVATE_FOLDERS = ("audio/voice/", WORK_FOLDER)
 
 # Nothing here needs quoting in a URL, and no segment can be empty or a dot name of the file system.
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
@@ -16,8 +17,8 @@ def is_key(text: str) -> bool:
 
 
 def is_private(key: str) -> bool:
-    """Whether an object is for the provider alone: recorded voices are, wherever the rest is public."""
-    return key.casefold().startswith(PRIVATE_FOLDER)  # some file systems do not tell letters by case
+    """Whether an object is not for players: recorded voices and work in progress, wherever the rest is public."""
+    return key.casefold().startswith(PRIVATE_FOLDERS)  # some file systems do not tell letters by case
 
 
 def key_under(base_url: str, url: str) -> str | None:

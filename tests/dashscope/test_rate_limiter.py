@@ -10,7 +10,7 @@ import pytest
 
 from app.errors import RateLimited
 from app.ratelimit import RateLimiter
-from tests.conftest import skip_without
+from tests.skipping import skip_without
 
 REDIS_ADDRESS = ("127.0.0.1", 6379)
 DAY_SECONDS = 86400

@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 
 from app.sandbox import UVICORN_ARGUMENTS, SandboxOptions, create_sandbox
+from tests.servers import NO_AUTHORITIES
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class RunningSandbox:
 
     def calls(self, task_id: str) -> dict[str, object]:
         """The one call with this task id."""
-        entries = httpx.get(f"{self.http_url}/_sandbox/calls").json()
+        entries = httpx.get(f"{self.http_url}/_sandbox/calls", verify=NO_AUTHORITIES).json()
         (call,) = [entry for entry in entries if entry["task_id"] == task_id]
         return dict(call)
 

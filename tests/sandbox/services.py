@@ -171,7 +171,7 @@ class Services:
 
 @contextmanager
 def calling(server: RunningSandbox) -> Iterator[Services]:
-    headers = {"Authorization": f"Bearer sk-{uuid.uuid4().hex}"}
+    headers = {"Authorization": f"Bearer sk-test-{uuid.uuid4().hex}"}
     with httpx.Client(base_url=server.http_url, headers=headers, timeout=PATIENCE, verify=_TLS) as http:
         yield Services(server, http)
 

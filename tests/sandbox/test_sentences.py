@@ -71,6 +71,15 @@ def test_a_flush_covers_what_had_come_and_no_more() -> None:
     assert [cutter.take(), cutter.take(), cutter.take()] == ["未完", "还有。", None]
 
 
+def test_a_flush_is_over_once_its_text_was_taken() -> None:
+    cutter = SentenceCutter()
+    cutter.add("好。未完")
+    cutter.flush()
+    assert cutter.take() == "好。"
+    cutter.add("还有")
+    assert [cutter.take(), cutter.take()] == ["未完", None]
+
+
 def test_endless_text_is_cut_without_losing_a_character() -> None:
     text = "字" * 500 + "word, " * 100
     sentences = cut(text)

@@ -25,7 +25,7 @@ async def receive_frames(dialogue: Dialogue, count: int) -> None:
 
 @pytest.mark.parametrize("finished", [False, True])
 async def test_a_cancel_stops_the_audio_and_keeps_the_socket(start_sandbox: Start, finished: bool) -> None:
-    server = start_sandbox(SandboxOptions(realtime=True))
+    server = start_sandbox(SandboxOptions(speed=1.0))
     async with dial(server.ws_url) as dialogue:
         await dialogue.start()
         await dialogue.text("今天天气怎么样？" * 20)
@@ -73,7 +73,7 @@ async def test_a_task_without_text_fails_after_the_gap(start_sandbox: Start) -> 
 
 
 async def test_the_gap_counts_only_while_no_audio_is_sent(start_sandbox: Start) -> None:
-    server = start_sandbox(SandboxOptions(gap_timeout_seconds=0.3, realtime=True))
+    server = start_sandbox(SandboxOptions(gap_timeout_seconds=0.3, speed=1.0))
     async with dial(server.ws_url) as dialogue:
         await dialogue.start()
         await dialogue.text("天气？")
@@ -85,7 +85,7 @@ async def test_the_gap_counts_only_while_no_audio_is_sent(start_sandbox: Start) 
 
 
 async def test_realtime_audio_comes_as_fast_as_it_plays(start_sandbox: Start) -> None:
-    server = start_sandbox(SandboxOptions(realtime=True))
+    server = start_sandbox(SandboxOptions(speed=1.0))
     async with dial(server.ws_url) as dialogue:
         started = time.monotonic()
         answer = await dialogue.say("天气怎么样？")
