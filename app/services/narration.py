@@ -215,13 +215,15 @@ class Narration:
         """Have a segment spoken, again if need be, and keep it. The turn ends once its text is on its way."""
         tries = pauses = 0
         while not self._is_useless(number):
-            spool = Spool()
-            failure, was_bought = await self._try(number, spool, turn)
-            turn.close()
-            if failure is not None and self._is_useless(number):
-                self.rests[number] = spool
-                return
-            spool.file.close()
+            with ExitStack() as passing:
+                spool = Spool()
+                passing.callback(spool.file.close)
+                failure, was_bought = await self._try(number, spool, turn)
+                turn.close()
+                if failure is not None and self._is_useless(number):
+                    self.rests[number] = spool
+                    passing.pop_all()
+                    return
             if failure is None:
                 return
             tries += was_bought

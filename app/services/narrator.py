@@ -1,7 +1,6 @@
 """Working on long texts until each has its end: spoken, joined into one file, billed, cleared away."""
 
 import asyncio
-import tempfile
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
@@ -113,10 +112,10 @@ class Narrator(Rounds[LongText]):
         pauses = 0
         while True:
             try:
-                with await to_thread.run_sync(tempfile.TemporaryFile) as target:
-                    duration_ms = await self._fill(narration, target, asked)
+                async with Spool() as whole:
+                    duration_ms = await self._fill(narration, whole.file, asked)
                     if duration_ms:
-                        await self._storage.put(key, target, content_type=CONTENT_TYPES[asked.format])
+                        await self._storage.put(key, whole.file, content_type=CONTENT_TYPES[asked.format])
                 return duration_ms
             except (StorageError, ObjectNotFound, OSError) as error:
                 log.warning("joining_failed", key=key, error=type(error).__name__)
