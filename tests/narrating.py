@@ -87,7 +87,7 @@ async def only_record(account: Account) -> int:
 async def ended(account: Account, record_id: int, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
     """A record in full, once it has its end."""
     deadline = time.monotonic() + seconds
-    while (record := await record_of(account, record_id)).get("status") == "running":
+    while (record := await record_of(account, record_id))["status"] == "running":
         assert time.monotonic() < deadline, record["progress"]
         await asyncio.sleep(0.05)
     return record

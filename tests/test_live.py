@@ -299,7 +299,7 @@ async def test_the_record_is_like_that_of_any_synthesis(backend: Server, account
     }
     shown = (await account.client.get(f"/api/audio/records/{item['id']}")).json()["data"]
     assert (shown["output_url"], shown["duration"]) == (item["output_url"], item["duration"])
-    assert "status" not in shown
+    assert shown["status"] == "succeeded"
 
 
 async def test_utterances_follow_each_other_and_may_be_said_ahead(

@@ -151,7 +151,7 @@ async def test_the_record_says_the_same_in_full(account: Account, sandbox: Sandb
     assert record["subtitle_url"] == data["subtitle_url"]
     assert (record["usage"]["quantity"], record["usage"]["estimated"]) == (total, False)
     assert Decimal(record["usage"]["amount"]) == Decimal("0.000014335") * total
-    assert "status" not in record
+    assert record["status"] == "succeeded"
 
 
 async def test_the_provider_gets_exactly_the_text_in_order(account: Account, sandbox: Sandbox) -> None:

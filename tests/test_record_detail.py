@@ -27,7 +27,7 @@ from tests.hearing import (
 )
 from tests.servers import Sandbox, Server
 
-COMMON = {"id", "type", "model_name", "input_data", "duration", "bill", "created_at", "finished_at", "usage"}
+COMMON = {"id", "type", "model_name", "input_data", "duration", "status", "bill", "created_at", "finished_at", "usage"}
 SPEECH = "今天天气真好，我们一起去公园散步吧。The quick brown fox jumps over the lazy dog. 然后回家吃饭！"
 SUBRIP_TIME = re.compile(r"\d\d:\d\d:\d\d,\d{3} --> \d\d:\d\d:\d\d,\d{3}")
 
@@ -74,6 +74,7 @@ async def test_a_synthesis_in_full(account: Account) -> None:
     spoken = data_of(await account.synthesize("你好，欢迎使用语音合成服务！"))
     record = await detail(account, spoken["record_id"])
     assert record.keys() == {*COMMON, "output_url"}
+    assert record["status"] == "succeeded"
     assert record["output_url"] == spoken["audio_url"]
     usage = record["usage"]
     assert usage.pop("provider_request_id")
@@ -91,6 +92,7 @@ async def test_a_recognition_in_full(account: Account, sandbox: Sandbox) -> None
     heard = data_of(await recognize(account, audio_url=PUBLIC_URL, context="百炼"))
     record = await detail(account, heard["record_id"])
     assert record.keys() == {*COMMON, "output_text", "details"}
+    assert record["status"] == "succeeded"
     assert (record["model_name"], record["output_text"], record["bill"]) == (FLASH, STRANGE_SPEECH, "0.0016")
     assert record["details"] == {
         "language": "zh",
@@ -126,7 +128,7 @@ async def test_a_transcription_in_full(account: Account, backend: Server) -> Non
     }
     submitted = {name: data_of(await transcribe(account, audio, **body)) for name, body in asked.items()}
     running = await detail(account, submitted["plain"]["record_id"])
-    assert running.keys() == COMMON - {"duration", "finished_at", "usage"} | {"status", "task_id", "task_status"}
+    assert running.keys() == COMMON - {"duration", "finished_at", "usage"} | {"task_id", "task_status"}
     assert (running["status"], running["task_status"], running["bill"]) == ("running", "PENDING", "0")
     for name, task in submitted.items():
         shown = await ended(account, task["task_id"], hurried=backend)

@@ -75,6 +75,14 @@ class RecordProgress(BaseModel):
 class RecordDetail(HistoryItem):
     """一条记录的全部内容；没有值的字段不出现。"""
 
+    status: str | None = Field(
+        default=None,
+        description=(
+            "声音复刻为音色状态；语音合成与识别：`running` 进行中、`succeeded` 成功、`failed` 失败、"
+            "`cancelled` 已取消、`abandoned` 客户端中途断开、`interrupted` 服务中断"
+        ),
+        examples=["succeeded"],
+    )
     finished_at: str | None = Field(default=None, description="结束时间", examples=["2025-12-30T10:30:05"])
     usage: RecordUsage | None = Field(default=None, description="用量与费用")
     details: dict[str, Any] | None = Field(default=None, description="识别的语种、情感与 Token 数")
@@ -102,6 +110,7 @@ async def get_record(
     call = await services.records.find(user.id, record_id)
     record, bill, task = call.record, call.bill, call.task
     detail = RecordDetail(**_shown(call, services).model_dump())
+    detail.status = detail.status or record.status
     detail.finished_at = show_time(record.finished_at, services.settings.zone) if record.finished_at else None
     detail.details = json.loads(record.output_data) if record.output_data else None
     if bill:
