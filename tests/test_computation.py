@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
@@ -23,11 +24,9 @@ from tests.servers import Sandbox, Server
 from tests.test_collection import result_path, told_result
 
 TEXT = "今天天气真好，我们一起去公园散步吧。"
-SENTENCES = 3000
+SENTENCES = 5000
 TICK_SECONDS = 0.005
 LONGEST_GAP_SECONDS = 0.3
-# Done where it disturbs, the work takes longer than this by far; what other tests take from the machine is less.
-LONGEST_ANSWER_SECONDS = 1.0
 
 
 def result_file(sentences: int) -> bytes:
@@ -50,9 +49,17 @@ def result_file(sentences: int) -> bytes:
 
 @dataclass
 class Ticking:
-    """The longest that this process computed while a task waited for its turn; what others compute does not count."""
+    """The longest time that a task had to wait for its turn."""
 
     longest_gap_seconds: float = 0.0
+
+
+def own_time() -> float:
+    """A clock in seconds that stands still while this thread could run and others have all cores."""
+    queued_ns = 0
+    with suppress(OSError):  # only Linux tells
+        queued_ns = int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+    return time.monotonic() - queued_ns / 1e9
 
 
 @asynccontextmanager
@@ -62,9 +69,9 @@ async def ticking() -> AsyncIterator[Ticking]:
 
     async def tick() -> None:
         while True:
-            before = time.process_time()
+            before = own_time()
             await asyncio.sleep(TICK_SECONDS)
-            measured.longest_gap_seconds = max(measured.longest_gap_seconds, time.process_time() - before)
+            measured.longest_gap_seconds = max(measured.longest_gap_seconds, own_time() - before)
 
     task = asyncio.create_task(tick())
     await asyncio.sleep(0)
@@ -126,7 +133,7 @@ async def test_large_work_can_be_broken_off() -> None:
 
 async def test_hours_of_speech_do_not_stall_the_event_loop() -> None:
     content = result_file(SENTENCES)
-    assert 4_000_000 < len(content) < 7_000_000
+    assert 7_000_000 < len(content) < 11_000_000
     async with ticking() as digesting:
         kept = await compute(len(content), digest_result, content)
     assert kept.text == TEXT * SENTENCES
@@ -166,5 +173,5 @@ async def test_hours_of_speech_do_not_stall_the_server(account: Account, backend
     assert (state["task_status"], len(state["result"]["transcripts"][0]["sentences"])) == ("SUCCEEDED", SENTENCES)
     assert answer.text == f"{TEXT}\n" * SENTENCES
     assert len(waits) > 50
-    assert max(waits) < LONGEST_ANSWER_SECONDS
+    assert max(waits) < 2 * LONGEST_GAP_SECONDS
     assert "Traceback" not in backend.log[log_before:]

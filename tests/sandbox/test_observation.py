@@ -51,6 +51,7 @@ async def test_calls_are_listed_and_cleared(server: RunningSandbox, http: httpx.
         (2, "sk-test-b", "三。"),
     ]
     assert entries[1]["parameters"]["volume"] == 10
+    assert entries[1]["submitted_at"] <= entries[1]["ended_at"]
     assert (await http.delete("/_sandbox/calls")).status_code == 204
     assert (await http.get("/_sandbox/calls")).json() == []
     health = (await http.get("/_sandbox/health")).json()
