@@ -154,6 +154,14 @@ class Sandbox(Server):
         requests: list[dict[str, Any]] = httpx.get(f"{self.url}/_sandbox/requests", verify=NO_AUTHORITIES).json()
         return [request for request in requests if api_key in {None, request["api_key"]}]
 
+    def ledger(self, api_key: str | None = None) -> list[dict[str, Any]]:
+        """What the provider has counted, of one key or of all; the oldest first."""
+        asked = {} if api_key is None else {"api_key": api_key}
+        work: list[dict[str, Any]] = httpx.get(
+            f"{self.url}/_sandbox/ledger", params=asked, verify=NO_AUTHORITIES
+        ).json()
+        return work
+
     def add_voices(
         self, api_key: str, target_model: str = "cosyvoice-v3-flash", prefix: str = "mine", **fields: Any
     ) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,6 +43,11 @@ class Call:
     ended_at: float | None = None
     audio_bytes: int = 0
     audio_frames: int = 0
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the task was let in: neither throttled nor refused."""
+        return self.format is not None
 
     def note(self, failure: TaskFailed) -> None:
         self.error_code, self.error_message = failure.code, failure.message
@@ -109,6 +114,9 @@ class CallLog:
 
     def add(self, call: Call) -> None:
         self._calls.append(call)
+
+    def __iter__(self) -> Iterator[Call]:
+        return iter(self._calls)
 
     def clear(self) -> None:
         self._calls.clear()

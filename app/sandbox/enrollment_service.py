@@ -61,7 +61,10 @@ class EnrollmentService:
         order = read_enrollment(await read_document(request, seen))
         if not self._window.take(seen.api_key):
             raise rate_exceeded()
-        return {"output": await self._obey(order, request, seen), "usage": {"count": 1}}
+        output = await self._obey(order, request, seen)
+        if isinstance(order, CreateVoice | DesignVoice | UpdateVoice):
+            seen.counted = 1
+        return {"output": output, "usage": {"count": 1}}
 
     async def _obey(self, order: EnrollmentOrder, request: Request, seen: SeenRequest) -> dict[str, Any]:
         match order:

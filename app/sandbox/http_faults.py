@@ -3,9 +3,10 @@
 `requests` is a list; the first entry whose `path` begins the path asked for, and whose `method` fits, is used:
 
     {"path": "/api/v1/tasks", "method": "GET", "action": null, "how": "answer", "count": 2,
-     "status": 429, "code": "Throttling.RateQuota", "message": "...", "body": null, "seconds": 0}
+     "status": 429, "code": "Throttling.RateQuota", "message": "...", "body": null, "retry_after": null, "seconds": 0}
 
-    answer        this status, code and message instead of the work; `body` replaces the envelope by any text
+    answer        this status, code and message instead of the work; `body` replaces the envelope by any text, and
+                  `retry_after` adds a Retry-After header of so many seconds, which DashScope does not document (§11)
     delay         the work is done, the answer comes `seconds` later
     late          the work is done only after `seconds`, then the answer comes; hanging up stops neither this nor delay
     silent        never an answer
@@ -42,7 +43,9 @@ STRICT: Final = ConfigDict(extra="forbid", strict=True)
 
 
 @dataclass(slots=True, config=STRICT)
-class _Counted:
+class Counted:
+    """A fault that strikes `count` times."""
+
     count: int = Field(default=ALWAYS, ge=ALWAYS)
 
     def take(self) -> bool:
@@ -54,7 +57,7 @@ class _Counted:
 
 
 @dataclass(slots=True, config=STRICT)
-class RequestFault(_Counted):
+class RequestFault(Counted):
     path: str = "/"
     method: str | None = None
     action: str | None = None
@@ -64,13 +67,14 @@ class RequestFault(_Counted):
     code: str = "InternalError"
     message: str = "An internal error has occured, please try again later."
     body: str | None = None
+    retry_after: int | None = Field(default=None, ge=0)
 
     def meets(self, method: str, path: str, action: str | None) -> bool:
         return path.startswith(self.path) and self.method in (None, method) and self.action in (None, action)
 
 
 @dataclass(slots=True, config=STRICT)
-class TaskQueryFault(_Counted):
+class TaskQueryFault(Counted):
     state: Literal["PENDING", "RUNNING", "FAILED", "CANCELED", "SUSPENDED", "UNKNOWN"] | None = None
     code: str = "InternalError"
     message: str = "An internal error has occured, please try again later."
@@ -78,12 +82,12 @@ class TaskQueryFault(_Counted):
 
 
 @dataclass(slots=True, config=STRICT)
-class ResultFault(_Counted):
+class ResultFault(Counted):
     how: Literal["status", "garbage", "redirect", "endless", "elsewhere"] = "status"
     status: int = Field(default=500, ge=400, le=599)
     url: str = "http://127.0.0.1:9/elsewhere.json"
 
 
 @dataclass(slots=True, config=STRICT)
-class UploadFault(_Counted):
+class UploadFault(Counted):
     how: Literal["refused", "expired"] = "refused"

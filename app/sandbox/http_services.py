@@ -32,13 +32,13 @@ def http_routes(
     log: RequestLog,
     spoken: SpokenAudio,
     voices: VoiceBook,
+    tasks: TaskBook,
     read_object: Callable[[OssRequest], bytes],
 ) -> list[BaseRoute]:
     """The routes of all HTTP services, with a state of their own."""
     files = TemporaryFiles(options.oss_max_total_bytes)
     ear = Ear(spoken)
     sources = AudioSources(ear, files, read_object)
-    tasks = TaskBook()
     results = ResultFiles(tasks, faults)
     recognition = RecognitionService(options, sources)
     tasking = TaskService(options, faults, TranscriptionWork(sources), tasks, results)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -88,6 +88,36 @@ def task_failed(task_id: str, code: str, message: str) -> str:
         "attributes": {},
     }
     return orjson.dumps({"header": header, "payload": {}}).decode()
+
+
+def garbage(_: str) -> str:
+    """No JSON."""
+    return '{"header":{"task_id":'
+
+
+def foreign(task_id: str) -> str:
+    """An event that the protocol does not know."""
+    return _event(task_id, "task-progressed", {"output": {"type": "progress"}})
+
+
+def headless(_: str) -> str:
+    """An event without its header."""
+    return orjson.dumps({"payload": {"output": {"type": "sentence-begin"}}}).decode()
+
+
+def misshapen(task_id: str) -> str:
+    """An event whose values have other types than documented (§1.5)."""
+    payload = {"output": {"type": ["sentence-end"], "sentence": "0"}, "usage": {"characters": "many"}}
+    return _event(task_id, "result-generated", payload)
+
+
+MALFORMED: Final[Mapping[str, Callable[[str], str]]] = {
+    "garbage": garbage,
+    "foreign": foreign,
+    "headless": headless,
+    "misshapen": misshapen,
+}
+"""What no service should send, by name; made for a task id."""
 
 
 def _original(text: str | None) -> dict[str, str]:

@@ -19,11 +19,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.sandbox.connection import hang_up, wait_until_gone
 from app.sandbox.faults import Faults
 from app.sandbox.object_store import ObjectStore, StoredObject, new_object
 from app.sandbox.options import SandboxOptions
 from app.sandbox.oss_errors import OssError
 from app.sandbox.oss_signature import UNSIGNED_PAYLOAD, OssRequest, OssVerifier
+from app.sandbox.storage_faults import StorageFault
 
 _log = logging.getLogger("app.sandbox")
 
@@ -48,25 +50,54 @@ class ObjectService:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
+        fault = self._faults.take_storage(request.method)
+        try:
+            response = await (self._respond(request) if fault is None else self._meet(fault, request, send))
+        except ClientDisconnect:
+            _log.info("sandbox object %s given up by the client", request.method)
+            return
+        if response is not None:
+            await response(scope, receive, send)
+            return
+        _log.info("sandbox object %s cut off by a fault", request.method)
+        hang_up(request)
+        await wait_until_gone(request)
+
+    async def _meet(self, fault: StorageFault, request: Request, send: Send) -> Response | None:
+        """What becomes of a request that a fault strikes; None if its connection is to be closed now."""
+        if fault.does_the_work:
+            response = await self._respond(request)
+            await asyncio.sleep(fault.seconds)
+            return response if fault.how == "slow" else None
+        if fault.how == "cut" and request.method == "PUT":
+            await request.receive()
+        await asyncio.sleep(fault.seconds)
+        if fault.how != "cut":
+            return await self._respond(request, refusal=_refusal(fault.how))
+        if request.method == "GET":
+            await _send_half(await self._respond(request), send)
+        return None
+
+    async def _respond(self, request: Request, *, refusal: OssError | None = None) -> Response:
+        """The answer in OSS's dress; `refusal` if there is one, instead of the work."""
         request_id = uuid.uuid4().hex[:24].upper()
         error_code = None
         try:
+            if refusal is not None:
+                raise refusal
             response = await self._answer(request)
         except OssError as error:
             error_code = error.code
             body = error.as_xml(request_id, request.headers.get("host", ""))
             response = Response(body, error.status, media_type="application/xml")
-        except ClientDisconnect:
-            _log.info("sandbox object %s given up by the client", request.method)
-            return
         response.headers["x-oss-request-id"] = request_id
         response.headers["server"] = "AliyunOSS"
         _log.info("sandbox object %s status=%d error=%s", request.method, response.status_code, error_code)
-        await response(scope, receive, send)
+        return response
 
     async def _answer(self, request: Request) -> Response:
         if self._faults.take("oss_unavailable"):
-            raise OssError(503, "ServiceUnavailable", "The service is unavailable; please try again later.")
+            raise _refusal("unavailable")
         asked = _read_request(request)
         bucket, key = _bucket_and_key(asked.path)
         signed = self._verifier.verify(asked, datetime.now(UTC))
@@ -116,6 +147,18 @@ class ObjectService:
             if len(content) > self._options.oss_max_object_bytes:
                 raise OssError(400, "EntityTooLarge", "Your proposed upload exceeds the maximum allowed size.")
         return bytes(content)
+
+
+def _refusal(how: str) -> OssError:
+    if how == "denied":
+        return OssError(403, "AccessDenied", "You have no right to access this object.")
+    return OssError(503, "ServiceUnavailable", "The service is unavailable; please try again later.")
+
+
+async def _send_half(response: Response, send: Send) -> None:
+    body = bytes(response.body)
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
 
 
 def _read_request(request: Request) -> OssRequest:

@@ -9,10 +9,12 @@ from starlette.routing import Route
 
 from app.sandbox.calls import CallLog
 from app.sandbox.faults import Faults, read_faults
+from app.sandbox.ledger import read_ledger
 from app.sandbox.request_log import RequestLog
+from app.sandbox.tasks import TaskBook
 
 
-def observation_routes(calls: CallLog, requests: RequestLog, faults: Faults) -> list[Route]:
+def observation_routes(calls: CallLog, requests: RequestLog, tasks: TaskBook, faults: Faults) -> list[Route]:
     """The routes that tests use; they are no part of DashScope."""
 
     async def health(_: Request) -> Response:
@@ -32,6 +34,10 @@ def observation_routes(calls: CallLog, requests: RequestLog, faults: Faults) -> 
             return Response(status_code=204)
         return Response(orjson.dumps(requests.as_json()), media_type="application/json")
 
+    async def show_ledger(request: Request) -> Response:
+        work = read_ledger(calls, requests, tasks, request.query_params.get("api_key"))
+        return Response(orjson.dumps(work), media_type="application/json")
+
     async def switch_faults(request: Request) -> Response:
         if request.method == "PUT":
             try:
@@ -47,5 +53,6 @@ def observation_routes(calls: CallLog, requests: RequestLog, faults: Faults) -> 
         Route("/_sandbox/health", health),
         Route("/_sandbox/calls", show_calls, methods=["GET", "DELETE"]),
         Route("/_sandbox/requests", show_requests, methods=["GET", "DELETE"]),
+        Route("/_sandbox/ledger", show_ledger),
         Route("/_sandbox/faults", switch_faults, methods=["GET", "PUT", "DELETE"]),
     ]

@@ -42,6 +42,7 @@ class RecognitionService:
         if not self._window.take((seen.api_key, order.model)):
             raise rate_exceeded()
         heard = await self._listen(request, seen, order)
+        seen.counted = 0 if order.model == AUDIO else _seconds(heard)
         if is_enabled(request, "x-dashscope-sse"):
             return _stream(order, heard, seen.request_id)
         return _answer(order, heard, heard.text)
@@ -111,8 +112,12 @@ def _usage(order: RecognitionOrder, heard: Heard) -> dict[str, Any]:
     return {
         "input_tokens_details": {"text_tokens": count_tokens(order.context)},
         "output_tokens_details": {"text_tokens": output_tokens},
-        "seconds": math.ceil(heard.seconds),
+        "seconds": _seconds(heard),
     }
+
+
+def _seconds(heard: Heard) -> int:
+    return math.ceil(heard.seconds)
 
 
 def _audio_tokens(heard: Heard) -> int:

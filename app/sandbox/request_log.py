@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -23,7 +23,10 @@ _NOTED_HEADERS: Final = (
 
 @dataclass(slots=True)
 class SeenRequest:
-    """One request and what became of it. `status` is None while it runs, and for ever if it is never answered."""
+    """One request and what became of it. `status` is None while it runs, and for ever if it is never answered.
+
+    `counted` is what the work of the request itself is billed by, see `ledger`; None if it did no such work.
+    """
 
     request_id: str
     method: str
@@ -39,6 +42,7 @@ class SeenRequest:
     audio_source: AudioSource | None = None
     audio_bytes: int | None = None
     task_id: str | None = None
+    counted: int | None = None
     fault: str | None = None
     status: int | None = None
     error_code: str | None = None
@@ -76,6 +80,9 @@ class RequestLog:
 
     def add(self, request: SeenRequest) -> None:
         self._requests.append(request)
+
+    def __iter__(self) -> Iterator[SeenRequest]:
+        return iter(self._requests)
 
     def clear(self) -> None:
         self._requests.clear()

@@ -22,6 +22,7 @@ from app.sandbox.options import SandboxOptions
 from app.sandbox.request_log import RequestLog
 from app.sandbox.speech_service import SpeechService
 from app.sandbox.spoken_audio import SpokenAudio
+from app.sandbox.tasks import TaskBook
 from app.sandbox.voice_control import voice_routes
 
 _log = logging.getLogger("app.sandbox")
@@ -39,6 +40,7 @@ def create_sandbox(options: SandboxOptions | None = None) -> Starlette:
     faults = Faults()
     spoken = SpokenAudio()
     voices = VoiceBook(options)
+    tasks = TaskBook()
     speech = SpeechService(options, calls, faults, spoken, voices)
     objects = ObjectService(options, faults)
     app = Starlette(
@@ -46,9 +48,9 @@ def create_sandbox(options: SandboxOptions | None = None) -> Starlette:
             WebSocketRoute(INFERENCE_PATH, speech),
             WebSocketRoute(f"{INFERENCE_PATH}/", speech),
             WebSocketRoute("/{path:path}", _unknown_socket),
-            *observation_routes(calls, requests, faults),
+            *observation_routes(calls, requests, tasks, faults),
             *voice_routes(voices),
-            *http_routes(options, faults, requests, spoken, voices, objects.read),
+            *http_routes(options, faults, requests, spoken, voices, tasks, objects.read),
             Route(INFERENCE_PATH, _not_a_websocket),
             *(Route(f"/{prefix}/{{rest:path}}", _unknown_path) for prefix in _RESERVED_PREFIXES),
             Route("/{path:path}", objects),

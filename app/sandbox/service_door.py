@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from app.sandbox.api_key import accepted_key, presented_key
+from app.sandbox.connection import hang_up, wait_until_gone
 from app.sandbox.envelope import ServiceError, refusal
 from app.sandbox.faults import Faults
 from app.sandbox.http_faults import RequestFault
@@ -87,9 +88,8 @@ class ServiceDoor:
         if fault.how == "delay":
             return response
         if fault.how != "silent":
-            _hang_up(request)
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+            hang_up(request)
+        await wait_until_gone(request)
         return None
 
     async def _answer(self, request: Request, seen: SeenRequest) -> Response:
@@ -146,12 +146,10 @@ def _no_json() -> ServiceError:
 
 def _faulty(fault: RequestFault, seen: SeenRequest) -> Response:
     if fault.body is not None:
-        return Response(fault.body, fault.status)
-    seen.error_code = fault.code
-    return refusal(fault.status, fault.code, fault.message, seen.request_id)
-
-
-def _hang_up(request: Request) -> None:
-    """Close the connection under the request; ASGI has no word for it, uvicorn's transport does."""
-    cycle: Any = getattr(request.receive, "__self__", None)
-    cycle.transport.close()
+        response = Response(fault.body, fault.status)
+    else:
+        seen.error_code = fault.code
+        response = refusal(fault.status, fault.code, fault.message, seen.request_id)
+    if fault.retry_after is not None:
+        response.headers["retry-after"] = str(fault.retry_after)
+    return response

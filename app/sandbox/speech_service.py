@@ -46,8 +46,14 @@ class SpeechService:
     def _admit(self, websocket: WebSocket) -> tuple[str, JSONResponse | None]:
         """The API key, or the HTTP answer that refuses the handshake (§0.2, §1.1)."""
         if self._faults.take("refuse_handshakes"):
-            return "", refusal(self._faults.refuse_status, "InternalError", "The handshake was refused by a fault.")
+            return "", self._refusal()
         try:
             return accepted_key(websocket.headers), None
         except ServiceError as error:
             return "", refusal(error.status, error.code, error.message)
+
+    def _refusal(self) -> JSONResponse:
+        answer = refusal(self._faults.refuse_status, "InternalError", "The handshake was refused by a fault.")
+        if self._faults.refuse_retry_after is not None:
+            answer.headers["retry-after"] = str(self._faults.refuse_retry_after)
+        return answer

@@ -168,7 +168,8 @@ class SpeechTask:
         announcement = messages.sentence_synthesis(self.call.task_id, self._index)
         while (batch := await asyncio.to_thread(next, batches, None)) is not None:
             for frame in batch:
-                await self._break_if_told_to()
+                if await self._breaks():
+                    continue
                 if not self._frames:
                     await self._wait_for_first_audio()
                 self._silence.stop()
@@ -193,16 +194,22 @@ class SpeechTask:
             await self._held.wait()
         await self._pace.wait_for_first()
 
-    async def _break_if_told_to(self) -> None:
+    async def _breaks(self) -> bool:
+        """Break if told to by now; True if the audio that is left is not to be sent."""
         if self._breakage is None or self._frames < self._breakage[1]:
-            return
+            return False
         how = self._breakage[0]
         if how == "fail":
             raise TaskFailed("An internal error has occured, please try again later.", "InternalError")
         if how == "close":
             raise ConnectionBroken
-        self._silence.stop()
-        await asyncio.Event().wait()
+        if how == "silent":
+            self._silence.stop()
+            await asyncio.Event().wait()
+        if malformed := messages.MALFORMED.get(how):
+            self._breakage = None
+            await self._outbox.put(malformed(self.call.task_id))
+        return how == "truncate"
 
     def _read_markup(self, text: str) -> list[Line] | None:
         """The lines of an SSML text, None for plain text. Without `enable_ssml` tags are plain text too."""

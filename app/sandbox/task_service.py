@@ -156,8 +156,8 @@ class TaskService:
             output["result"] = {"transcription_url": urls[0]}
         if status != "SUCCEEDED":
             return {"output": output}
-        billed = sum(subtask.billed for subtask in subtasks)
-        return {"output": output, "usage": {"seconds" if task.order.model == FILETRANS else "duration": billed}}
+        unit = "seconds" if task.order.model == FILETRANS else "duration"
+        return {"output": output, "usage": {unit: task.billed}}
 
     def _result_url(self, task: Task, number: int, request: Request) -> str:
         origin = f"http://{request.headers.get('host', '')}"
@@ -184,10 +184,10 @@ def _forced(task: Task, state: str, code: str, message: str) -> dict[str, Any]:
 
 
 def _listed(task: Task) -> dict[str, Any]:
-    model = task.order.model
+    model, status = task.order.model, task.status
     entry: dict[str, Any] = {
         "task_id": task.task_id,
-        "status": task.status,
+        "status": status,
         "model_name": model,
         "region": "cn-beijing",
         "request_id": task.request_id,
@@ -195,10 +195,11 @@ def _listed(task: Task) -> dict[str, Any]:
         "caller_uid": "sandbox",
         "caller_parent_id": "sandbox",
         "gmt_create": _milliseconds(task.submitted_at),
-        "start_time": _milliseconds(task.scheduled_at),
         "user_api_unique_key": f"apikey:v1:audio:asr:transcription:{model}",
     }
-    if task.ended_at is not None:
+    if status != "PENDING" and not task.canceled:
+        entry["start_time"] = _milliseconds(task.scheduled_at)
+    if task.ended_at is not None and status not in ("PENDING", "RUNNING"):
         entry["end_time"] = _milliseconds(task.ended_at)
     return entry
 

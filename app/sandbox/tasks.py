@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
@@ -59,6 +59,11 @@ class Task:
         return "SUCCEEDED" if any(subtask.code is None for subtask in self.subtasks) else "FAILED"
 
     @property
+    def billed(self) -> int:
+        """The seconds to pay for once the task has succeeded."""
+        return sum(subtask.billed for subtask in self.subtasks or ())
+
+    @property
     def is_forgotten(self) -> bool:
         return self.ended_at is not None and datetime.now(UTC) > self.ended_at + KEPT
 
@@ -86,6 +91,9 @@ class TaskBook:
         for task_id in [task_id for task_id, known in self._tasks.items() if known.is_forgotten]:
             del self._tasks[task_id]
         self._tasks[task.task_id] = task
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self._tasks.values())
 
     def find(self, task_id: str, api_key: str | None = None) -> Task | None:
         """A task by its id, of this account only if `api_key` is given."""

@@ -165,6 +165,10 @@ class Services:
         entries = ANYBODY.get(f"{self.server.http_url}/_sandbox/requests").json()
         return [entry for entry in entries if entry["api_key"] == self.key]
 
+    def ledger(self) -> list[Json]:
+        """What the sandbox counts of this caller's work."""
+        return list(ANYBODY.get(f"{self.server.http_url}/_sandbox/ledger", params={"api_key": self.key}).json())
+
     def switch_on(self, **faults: Any) -> None:
         ANYBODY.put(f"{self.server.http_url}/_sandbox/faults", json=faults).raise_for_status()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -67,12 +68,31 @@ async def test_run_tasks_can_be_throttled(server: RunningSandbox, http: httpx.As
         assert (await dialogue.say("好。")).characters == 3
 
 
+async def test_run_tasks_can_be_throttled_for_good(server: RunningSandbox, http: httpx.AsyncClient) -> None:
+    await switch_on(http, throttle_tasks=-1)
+    for _ in range(3):
+        async with dial(server.ws_url) as dialogue:
+            await dialogue.run()
+            assert (await dialogue.failure())[0] == "Throttling.RateQuota"
+
+
+async def test_handshakes_can_be_refused_for_good(server: RunningSandbox, http: httpx.AsyncClient) -> None:
+    await switch_on(http, refuse_handshakes=-1, refuse_status=429, refuse_retry_after=3)
+    for _ in range(3):
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            async with dial(server.ws_url):
+                pass
+        response = refused.value.response
+        assert (response.status_code, response.headers["Retry-After"]) == (429, "3")
+
+
 async def test_handshakes_can_be_refused(server: RunningSandbox, http: httpx.AsyncClient) -> None:
     await switch_on(http, refuse_handshakes=1, refuse_status=502)
     with pytest.raises(websockets.InvalidStatus) as refused:
         async with dial(server.ws_url):
             pass
     assert refused.value.response.status_code == 502
+    assert "Retry-After" not in refused.value.response.headers
     async with dial(server.ws_url) as dialogue:
         assert (await dialogue.say("好。")).characters == 3
 
@@ -110,6 +130,48 @@ async def test_a_task_can_go_silent_and_still_be_cancelled(server: RunningSandbo
         assert 0 < (await dialogue.listen()).characters < 15
 
 
+@pytest.mark.parametrize("how", ["garbage", "foreign", "headless", "misshapen"])
+async def test_a_malformed_event_can_come_in_the_middle(
+    server: RunningSandbox, http: httpx.AsyncClient, how: str
+) -> None:
+    await switch_on(http, break_tasks=1, break_after_frames=2, break_how=how)
+    async with dial(server.ws_url) as dialogue:
+        await dialogue.start()
+        await dialogue.text("今天天气怎么样？")
+        await dialogue.finish()
+        frames = [await dialogue.frame() for _ in range(6)]
+        assert [type(frame) for frame in frames] == [str, str, bytes, str, bytes, str]
+        assert is_malformed(str(frames[-1]), how)
+        answer = await dialogue.listen()
+        assert answer.frames
+        assert answer.characters == 15
+
+
+def is_malformed(frame: str, how: str) -> bool:
+    if how == "garbage":
+        with pytest.raises(ValueError, match="line 1"):
+            json.loads(frame)
+        return True
+    event = json.loads(frame)
+    if how == "headless":
+        return "header" not in event
+    if how == "foreign":
+        return event["header"]["event"] not in ("task-started", "result-generated", "task-finished", "task-failed")
+    return event["header"]["event"] == "result-generated" and type(event["payload"]["usage"]["characters"]) is str
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+async def test_audio_can_be_truncated(server: RunningSandbox, http: httpx.AsyncClient, kept: int) -> None:
+    await switch_on(http, break_tasks=1, break_after_frames=kept, break_how="truncate")
+    async with dial(server.ws_url) as dialogue:
+        truncated = await dialogue.say("今天天气怎么样？", "真好。")
+        whole = await dialogue.say("今天天气怎么样？", "真好。")
+    assert truncated.frames == whole.frames[:kept]
+    assert len(whole.frames) > 4
+    assert truncated.characters == whole.characters == 20
+    assert truncated.sentences == whole.sentences
+
+
 async def test_storage_can_be_unavailable(http: httpx.AsyncClient) -> None:
     await switch_on(http, oss_unavailable=-1)
     for _ in range(2):
@@ -118,7 +180,10 @@ async def test_storage_can_be_unavailable(http: httpx.AsyncClient) -> None:
     assert (await http.get("/bucket/key")).status_code == 404
 
 
-@pytest.mark.parametrize("body", ['{"break_how": "loudly"}', '{"unknown": 1}', '{"refuse_status": 200}', "[]", "{"])
+@pytest.mark.parametrize(
+    "body",
+    ['{"break_how": "loudly"}', '{"unknown": 1}', '{"refuse_status": 200}', "[]", "{", '{"refuse_retry_after": -1}'],
+)
 async def test_unknown_faults_are_refused(shared: httpx.AsyncClient, body: str) -> None:
     assert (await shared.put("/_sandbox/faults", content=body)).status_code == 400
 

@@ -70,6 +70,7 @@ def test_requests_are_noted(services: Services) -> None:
         "audio_source": "data",
         "audio_bytes": len(audio),
         "task_id": None,
+        "counted": 2,
         "fault": None,
         "status": 200,
         "error_code": None,
@@ -99,6 +100,15 @@ def test_answers_can_be_replaced(services: Services) -> None:
     noted = services.requests()
     assert (noted[0]["fault"], noted[0]["status"]) == ("answer", 429)
     assert noted[2]["fault"] is None
+
+
+def test_answers_can_name_a_time_to_retry(services: Services) -> None:
+    services.switch_on(
+        requests=[{"status": 429, "retry_after": 7, "count": 1}, {"status": 503, "body": "", "count": 1}]
+    )
+    answers = [services.recognise(ELSEWHERE) for _ in range(3)]
+    told = [(answer.status_code, answer.headers.get("retry-after")) for answer in answers]
+    assert told == [(429, "7"), (503, None), (200, None)]
 
 
 def test_answers_can_be_no_json(services: Services) -> None:
@@ -191,6 +201,10 @@ def test_results_can_be_elsewhere(services: Services) -> None:
         {"task_queries": {"state": "SUCCEEDED"}},
         {"results": {"how": "status", "status": 200}},
         {"uploads": {"unknown": 1}},
+        {"requests": [{"retry_after": -1}]},
+        {"oss": {"how": "loudly"}},
+        {"oss": [{"how": "cut", "method": "PATCH"}]},
+        {"oss": [{"seconds": -1}]},
     ],
 )
 def test_unknown_faults_are_refused(services: Services, faults: dict[str, Any]) -> None:

@@ -313,31 +313,6 @@ def test_only_pending_tasks_are_canceled(slow: Services) -> None:
         assert (status, code) == (400, "UnsupportedOperation")
 
 
-def test_tasks_are_listed_by_page(services: Services) -> None:
-    done = services.transcribe(FILETRANS, ELSEWHERE)["output"]["task_id"]
-    failed = services.transcribe(PARAFORMER, "https://media.example.com/broken.mp3")["output"]["task_id"]
-
-    def listed(**query: Any) -> Json:
-        return dict(services.http.get("/api/v1/tasks/", params=query).json())
-
-    everything = listed()
-    assert {name: everything[name] for name in ("total", "total_page", "page_no", "page_size")} == {
-        "total": 2,
-        "total_page": 1,
-        "page_no": 1,
-        "page_size": 10,
-    }
-    assert [entry["task_id"] for entry in everything["data"]] == [failed, done]
-    assert everything["data"][1]["user_api_unique_key"] == f"apikey:v1:audio:asr:transcription:{FILETRANS}"
-    assert [entry["task_id"] for entry in listed(page_size=1, page_no=2)["data"]] == [done]
-    assert [entry["task_id"] for entry in listed(status="FAILED")["data"]] == [failed]
-    assert [entry["task_id"] for entry in listed(model_name=FILETRANS)["data"]] == [done]
-    assert [entry["task_id"] for entry in listed(task_id=failed)["data"]] == [failed]
-    assert listed(start_time="20200101000000", end_time="20200101120000")["total"] == 0
-    for query in ({"start_time": "20200101000000"}, {"page_no": "0"}, {"end_time": "yesterday"}):
-        assert error(services.http.get("/api/v1/tasks", params=query))[1] == "InvalidParameter"
-
-
 def test_a_result_url_opens_without_a_key_and_only_as_it_is(services: Services) -> None:
     url = services.transcribe(FILETRANS, ELSEWHERE)["output"]["result"]["transcription_url"]
     parts = urlsplit(url)
