@@ -1,22 +1,34 @@
 """The database engine and its transactions: the only commit in the code is here."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import structlog
 from sqlalchemy import Connection, event, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _WRITE = "app_write"
 SQLITE_BUSY_TIMEOUT_MS = 10_000
+# Of PostgreSQL, so that one that is away without a word is noticed before callers give up.
+CONNECT_SECONDS = 5.0
+STATEMENT_SECONDS = 30.0
+POOL_SECONDS = 15.0
 # What a database that is busy or away raises: asyncpg's refused connections arrive as plain OSErrors.
 UNAVAILABLE = (SQLAlchemyError, OSError)
+# What PostgreSQL says when it has no room, is shut down or starts up; connections that break have no such code.
+_OUTAGE_STATES = ("08", "53", "57P")
+# Longer than a database takes to start again; then whatever was to be written is given up, with a line in the log.
+WRITE_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
+Result = TypeVar("Result")
+log = structlog.get_logger(__name__)
 
 
 class Database:
@@ -52,13 +64,49 @@ class Database:
         await self.engine.dispose()
 
 
+def is_outage(error: Exception) -> bool:
+    """Whether the database was busy or away, so that the same may work in a moment."""
+    if isinstance(error, DBAPIError):
+        state = str(getattr(error.orig, "sqlstate", None) or "")
+        return (
+            isinstance(error, OperationalError | InterfaceError)
+            or error.connection_invalidated
+            or state.startswith(_OUTAGE_STATES)
+        )
+    return isinstance(error, PoolTimeout | OSError)
+
+
+async def outlast(write: Callable[[], Awaitable[Result]], **facts: object) -> Result:
+    """Do what must not be lost: a database that is busy or away is waited for, half a minute long.
+
+    `facts` name it in the log. Raises what the last try raised.
+    """
+    for delay_seconds in WRITE_RETRY_SECONDS:
+        try:
+            return await write()
+        except UNAVAILABLE as error:
+            if not is_outage(error):
+                raise
+            log.warning("database_waited_for", error=type(error).__name__, **facts)
+            await asyncio.sleep(delay_seconds)
+    return await write()
+
+
 def create_engine(url: str) -> AsyncEngine:
     """Make an engine that is safe for read-then-write on SQLite and pooled on PostgreSQL.
 
     Its errors never show parameters: those are texts, hashes and sealed keys.
     """
     if make_url(url).get_backend_name() != "sqlite":
-        return create_async_engine(url, pool_size=10, max_overflow=10, pool_pre_ping=True, hide_parameters=True)
+        return create_async_engine(
+            url,
+            pool_size=10,
+            max_overflow=10,
+            pool_pre_ping=True,
+            pool_timeout=POOL_SECONDS,
+            hide_parameters=True,
+            connect_args={"timeout": CONNECT_SECONDS, "command_timeout": STATEMENT_SECONDS},
+        )
     _make_folder(url)
     engine = create_async_engine(url, hide_parameters=True)
     event.listen(engine.sync_engine, "connect", _configure_sqlite)
@@ -79,7 +127,7 @@ def _configure_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> No
     for pragma in (
         f"busy_timeout={SQLITE_BUSY_TIMEOUT_MS}",
         "journal_mode=WAL",
-        "synchronous=NORMAL",
+        "synchronous=FULL",  # what was committed survives a power cut too: bills are among it
         "foreign_keys=ON",
     ):
         cursor.execute(f"PRAGMA {pragma}")

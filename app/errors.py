@@ -15,11 +15,14 @@ AppError
 │   └── InvalidApiKey           the provider refuses the user's key
 ├── NoApiKey                403 NO_API_KEY
 ├── RegistrationClosed      403 REGISTRATION_CLOSED
+├── BudgetExceeded          403 BUDGET_EXCEEDED: the call would exceed what the user allows himself a month
 ├── VoiceNotFound           404 VOICE_NOT_FOUND
 ├── TaskNotFound            404 TASK_NOT_FOUND
 ├── RecordNotFound          404 NOT_FOUND
 ├── ObjectNotFound          404 NOT_FOUND
 ├── UsernameTaken           409 USERNAME_TAKEN
+├── IdempotencyConflict     409 IDEMPOTENCY_CONFLICT: the key names another request
+├── AskedBefore             409 IDEMPOTENCY_CONFLICT: the same request was quicker; its answer is waited for
 ├── NoTranscript            409 NO_TRANSCRIPT: the task is not finished, or has failed
 ├── NotCancellable          409 NOT_CANCELLABLE: a call under way that cannot be stopped
 ├── Cancelled               409 CANCELLED: the user stopped it while somebody waited for it
@@ -36,6 +39,7 @@ AppError
 │   ├── UpstreamNotFound        the provider knows nothing of this name
 │   └── StorageError            the object store refused or could not be reached
 ├── NotReady                503 NOT_READY: the database or the store does not answer
+│   └── StorageFull             what would be paid for now could be kept nowhere
 └── UpstreamTimeout         504 TIMEOUT
     └── HandshakeTimeout        no connection came up in time
 
@@ -55,6 +59,7 @@ class AppError(Exception):
     def __init__(self, message: str | None = None, *, retry_after_seconds: int | None = None) -> None:
         self.message = message or self.default_message
         self.retry_after_seconds = retry_after_seconds
+        self.is_repeat = False  # what an earlier request failed with is told again
         super().__init__(self.message)
 
 
@@ -164,6 +169,14 @@ class RegistrationClosed(AppError):
     default_message = "当前未开放注册，请联系管理员"
 
 
+class BudgetExceeded(AppError):
+    """The call would bring the month's cost above the user's own budget."""
+
+    status = 403
+    code = "BUDGET_EXCEEDED"
+    default_message = "超出本月预算"
+
+
 class VoiceNotFound(AppError):
     """The account has no such cloned voice."""
 
@@ -202,6 +215,20 @@ class UsernameTaken(AppError):
     status = 409
     code = "USERNAME_TAKEN"
     default_message = "用户名已被占用，请换一个"
+
+
+class IdempotencyConflict(AppError):
+    """The client used one Idempotency-Key for two different requests."""
+
+    status = 409
+    code = "IDEMPOTENCY_CONFLICT"
+    default_message = "该 Idempotency-Key 已用于另一个请求，请为不同的请求使用不同的值"
+
+
+class AskedBefore(IdempotencyConflict):
+    """The same request is under way already, or done."""
+
+    default_message = "相同 Idempotency-Key 的请求正在处理，请稍后重试"
 
 
 class NoTranscript(AppError):
@@ -320,6 +347,12 @@ class NotReady(AppError):
     status = 503
     code = "NOT_READY"
     default_message = "服务尚未就绪"
+
+
+class StorageFull(NotReady):
+    """Neither the object store nor this machine's disk can take more audio."""
+
+    default_message = "音频存储暂时不可用且本地空间已满，请稍后重试，或请管理员检查对象存储与磁盘空间"
 
 
 class UpstreamTimeout(AppError):

@@ -11,8 +11,11 @@ from app.memory import return_large_blocks
 from app.observability import Metrics, RequestContext, configure_logs
 from app.routers import (
     auth,
+    budget,
+    estimate,
     health,
     history,
+    history_csv,
     live,
     long_text,
     media,
@@ -23,6 +26,7 @@ from app.routers import (
     subtitles,
     system_voices,
     transcription,
+    usage,
     users,
     voices,
 )
@@ -64,6 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         return_large_blocks()
         async with open_services(settings) as services:
             app.state.services = services
+            metrics.watch_held_audio(services.storage.held)
             with hearing_stop(services.in_flight.hurry):
                 yield
 
@@ -77,15 +82,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         swagger_ui_parameters={"displayRequestDuration": True},
     )
     app.state.metrics = metrics
-    audio = (speech, long_text, live, recognition, transcription, subtitles, system_voices, voices, history, progress)
-    for routes in (auth, users, *audio, health, pages):
+    speaking = (speech, long_text, estimate, live)
+    hearing = (recognition, transcription, subtitles)
+    calls = (history, history_csv, usage, progress)
+    audio = (*speaking, *hearing, system_voices, voices, *calls)
+    for routes in (auth, users, budget, *audio, health, pages, media):
         app.include_router(routes.router)
-    if settings.storage == "local":
-        app.include_router(media.router)
     add_failure_handlers(app)
     describe_errors_as_answered(app)
     uploads = {recognition.PATH: recognition.MAX_BODY_BYTES, f"{voices.PREFIX}/": voices.MAX_BODY_BYTES}
-    texts = {long_text.PATH: MAX_BODY_BYTES + LONGEST_CHARACTER_BYTES * settings.long_text_max_chars}
+    text_bytes = MAX_BODY_BYTES + LONGEST_CHARACTER_BYTES * settings.long_text_max_chars
+    texts = {long_text.PATH: text_bytes, estimate.PATH: text_bytes}
     app.add_middleware(BodyLimit, max_bytes=MAX_BODY_BYTES, uploads=uploads, texts=texts)
     app.add_middleware(AnswerUnexpected)
     app.add_middleware(
@@ -93,7 +100,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         allow_origins=settings.allowed_origins,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["X-Request-Id", "X-Record-Id", "Retry-After"],
+        expose_headers=["X-Request-Id", "X-Record-Id", "Retry-After", "Idempotency-Replayed"],
     )
     app.add_middleware(RequestContext, metrics=metrics)
     return app

@@ -26,33 +26,41 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
 MONEY_DECIMALS = 12
+BUDGET_DECIMALS = 8
 PROVIDER_ID_CHARS = 128
 
 
 class Money(TypeDecorator[Decimal]):
-    """An exact amount of money: NUMERIC on PostgreSQL, an integer of 10⁻¹² on SQLite, which has no decimals."""
+    """An exact amount of money: NUMERIC on PostgreSQL, an integer of 10⁻¹² on SQLite, which has no decimals.
+
+    With fewer `decimals`, that integer has room for larger amounts: with 12, up to nine million.
+    """
 
     impl = Numeric
     cache_ok = True
+
+    def __init__(self, decimals: int = MONEY_DECIMALS) -> None:
+        super().__init__()
+        self.decimals = decimals
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Choose the column type of the database at hand."""
         return dialect.type_descriptor(BigInteger() if dialect.name == "sqlite" else Numeric(28, MONEY_DECIMALS))
 
     def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
-        """Refuse to lose digits on the way in. Raises ValueError below 10⁻¹²."""
+        """Refuse to lose digits on the way in. Raises ValueError for more decimals."""
         if value is None:
             return None
-        scaled = value.scaleb(MONEY_DECIMALS)
+        scaled = value.scaleb(self.decimals)
         if scaled != scaled.to_integral_value():
-            raise ValueError(f"{value} has more than {MONEY_DECIMALS} decimals")
+            raise ValueError(f"{value} has more than {self.decimals} decimals")
         return int(scaled) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
         """Give back the amount that was stored, digit for digit."""
         if value is None:
             return None
-        return Decimal(value).scaleb(-MONEY_DECIMALS) if dialect.name == "sqlite" else Decimal(value)
+        return Decimal(value).scaleb(-self.decimals) if dialect.name == "sqlite" else Decimal(value)
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -95,7 +103,10 @@ class Table(DeclarativeBase):
 
 
 class User(Table):
-    """Somebody who may log in. `username_key` is the name as it is compared: normalised and case-folded."""
+    """Somebody who may log in. `username_key` is the name as it is compared: normalised and case-folded.
+
+    Calls that would bring a month's cost above `monthly_budget`, if there is one, are refused.
+    """
 
     __tablename__ = "users"
 
@@ -104,6 +115,7 @@ class User(Table):
     username_key: Mapped[str] = mapped_column(Text, unique=True)
     password_hash: Mapped[str] = mapped_column(String(255))
     is_active: Mapped[bool] = mapped_column(Boolean, default=True)
+    monthly_budget: Mapped[Decimal | None] = mapped_column(Money(BUDGET_DECIMALS))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
@@ -128,13 +140,20 @@ class Record(Table):
     `expected_quantity` what the work that was handed over will count in all. `lease_expires_at` is renewed by the
     living process that works on the record; when it has passed, nobody does. A job's record has no lease:
     whichever process works on the job next ends it. `output_data` is JSON of whatever else was found out.
+
+    Right before the provider may take work on, `sent_at` is written, and `planned_key`: where the audio will be kept.
+    `reserved` is what the user's budget holds back for the call while it runs. `idempotency_key` is the client's name
+    for his request, of which `request_digest` is the content.
     """
 
     __tablename__ = "records"
     __table_args__ = (
         Index("ix_records_user_id_id", "user_id", "id"),
         Index("ix_records_user_id_type_id", "user_id", "type", "id"),
+        Index("ix_records_user_id_model_name_id", "user_id", "model_name", "id"),
+        Index("ix_records_user_id_created_at", "user_id", "created_at"),
         Index("ix_records_status_lease_expires_at", "status", "lease_expires_at"),
+        Index("uq_records_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
         {"sqlite_autoincrement": True},
     )
 
@@ -152,9 +171,14 @@ class Record(Table):
     unit_price: Mapped[Decimal] = mapped_column(Money)
     currency: Mapped[str] = mapped_column(String(3))
     expected_quantity: Mapped[int] = mapped_column(BigInteger)
+    reserved: Mapped[Decimal | None] = mapped_column(Money)
+    planned_key: Mapped[str | None] = mapped_column(String(512))
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    request_digest: Mapped[str | None] = mapped_column(String(64))
     error: Mapped[str | None] = mapped_column(String(32))
     error_message: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    sent_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
@@ -191,6 +215,7 @@ class Transcription(Watched, Table):
     __tablename__ = "transcriptions"
     __table_args__ = (
         Index("ix_transcriptions_user_id_task_id", "user_id", "task_id"),
+        Index("ix_transcriptions_task_id", "task_id"),
         Index("ix_transcriptions_next_check_at", "next_check_at"),
     )
 
@@ -211,6 +236,20 @@ class Transcription(Watched, Table):
     def provider_name(self) -> str | None:
         """The task's id."""
         return self.task_id
+
+
+class SubmittedFile(Watched, Table):
+    """A file that the provider is asked to transcribe: from before it is asked until it is known what became of that.
+
+    Then a `Transcription` takes this row's place, or nothing does. Should the answer be lost, the task is looked for in
+    the provider's list, and told by its file: `file_url` is how we named it. `key_fingerprint` names the key.
+    """
+
+    __tablename__ = "submitted_files"
+    __table_args__ = (Index("ix_submitted_files_next_check_at", "next_check_at"),)
+
+    key_fingerprint: Mapped[str] = mapped_column(String(64))
+    file_url: Mapped[str] = mapped_column(Text)
 
 
 class LongText(Watched, Table):

@@ -5,11 +5,13 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from typing import Any, NamedTuple
 
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -62,6 +64,16 @@ def _tells_no_address(record: logging.LogRecord) -> bool:
     return '"WebSocket ' not in str(record.msg)
 
 
+class HeldAudio(NamedTuple):
+    """What lies on this machine because the store has not taken it yet."""
+
+    files: int = 0
+    bytes: int = 0
+    oldest_seconds: float = 0.0
+    put_off: int = 0
+    """How many uploads this process has put off so far."""
+
+
 class Metrics:
     """Counters of one application."""
 
@@ -74,9 +86,25 @@ class Metrics:
             "http_request_duration_seconds", "Time to the end of the answer", ["route"], registry=self._registry
         )
 
+    def watch_held_audio(self, look: Callable[[], HeldAudio]) -> None:
+        """Have audio that the store has not taken yet counted whenever somebody asks. To be called once."""
+        self._registry.register(_HeldAudioCollector(look))
+
     def render(self) -> bytes:
-        """The metrics in Prometheus' text format."""
+        """The metrics in Prometheus' text format. It may touch the disk: call it in a thread."""
         return generate_latest(self._registry)
+
+
+class _HeldAudioCollector(Collector):
+    def __init__(self, look: Callable[[], HeldAudio]) -> None:
+        self._look = look
+
+    def collect(self) -> Iterator[Metric]:
+        held = self._look()
+        yield GaugeMetricFamily("held_audio_files", "Files that the store has not taken yet", held.files)
+        yield GaugeMetricFamily("held_audio_bytes", "Their size in bytes", held.bytes)
+        yield GaugeMetricFamily("held_audio_oldest_seconds", "Age of the oldest of them", held.oldest_seconds)
+        yield CounterMetricFamily("held_audio_uploads_put_off", "Uploads that were put off", held.put_off)
 
 
 class RequestContext:

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -12,22 +13,25 @@ from weakref import WeakValueDictionary
 import structlog
 from limits import RateLimitItem, parse
 from limits.aio.storage import MemoryStorage, Storage
-from limits.aio.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.errors import StorageError
 
+from app.completion import run_to_end
 from app.errors import RateLimited
+from app.pacing import TURN_MARGIN_SECONDS, LocalPace, Pace, SharedPace
+from app.turns import FairTurns
 
 if TYPE_CHECKING:
     from redis.asyncio import BlockingConnectionPool
 
 log = structlog.get_logger(__name__)
 
-# Calls travel: two that leave a second apart may arrive a little closer together.
-TURN_MARGIN_SECONDS = 0.1
 REDIS_CONNECTIONS = 32
 REDIS_SECONDS = 2.0
 # A store that failed is not asked again for this long, so that its time-outs do not slow every call down.
 UNREACHABLE_SECONDS = 10.0
+# A busy machine may come late to a slot; after so many the next is taken as it comes.
+SLOTS_TRIED = 4
 
 
 class RateLimiter:
@@ -45,9 +49,9 @@ class RateLimiter:
             options: dict[str, Any] = {"connection_pool": self._connections}
             storage = RedisStorage(redis_url, wrap_exceptions=True, implementation="redispy", **options)
         self._refusing = SlidingWindowCounterRateLimiter(storage)
-        self._pacing = MovingWindowRateLimiter(storage)
+        self._pace: Pace = SharedPace(self._connections) if self._connections else LocalPace()
         self._unreachable_until = 0.0
-        self._queues: WeakValueDictionary[tuple[str, ...], asyncio.Lock] = WeakValueDictionary()
+        self._lines: WeakValueDictionary[tuple[str, ...], FairTurns] = WeakValueDictionary()
 
     async def check(self, rate: str, *identity: str) -> None:
         """Count one call. Raises RateLimited, with the seconds to wait, beyond the rate."""
@@ -57,17 +61,32 @@ class RateLimiter:
         """Refuse when the rate is used up, without counting this call. Raises RateLimited."""
         await self._refuse_unless(self._refusing.test, rate, identity)
 
-    async def wait(self, rate: str, *identity: str) -> None:
-        """Wait for a turn within the rate, first come first served."""
+    async def wait(self, rate: str, *identity: str, party: str = "") -> None:
+        """Wait for a turn within the rate: parties come in turn, and within each who came first is served first.
+
+        Between processes turns go round too: each has one slot reserved at most.
+        """
         item = _parse(rate)
-        queue = self._queues.setdefault((rate, *identity), asyncio.Lock())
-        async with queue:
+        line = self._lines.setdefault((rate, *identity), FairTurns(1))
+        async with line.taken(party):
             with self._open_when_unreachable():
-                while self._is_reachable() and not await self._pacing.hit(item, *identity):
-                    window = await self._pacing.get_window_stats(item, *identity)
-                    _honour_cancellation()
-                    await asyncio.sleep(max(0.0, window.reset_time - time.time()) + TURN_MARGIN_SECONDS)
+                if self._is_reachable():
+                    await self._keep_pace(item, item.key_for(*identity))
         _honour_cancellation()
+
+    async def _keep_pace(self, item: RateLimitItem, key: str) -> None:
+        for tries_left in reversed(range(SLOTS_TRIED)):
+            name, asked_at = uuid.uuid4().hex, time.monotonic()
+            try:
+                seconds = await run_to_end(self._pace.reserve(item, key, name))
+                await asyncio.sleep(seconds)
+            except asyncio.CancelledError:
+                await run_to_end(self._pace.give_back(key, name))
+                raise
+            # A slot that is met too late would crowd the window of the next.
+            if not tries_left or time.monotonic() - asked_at - seconds <= TURN_MARGIN_SECONDS:
+                return
+            await run_to_end(self._pace.give_back(key, name))
 
     async def _refuse_unless(
         self, passes: Callable[..., Awaitable[bool]], rate: str, identity: tuple[str, ...]

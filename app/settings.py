@@ -54,6 +54,7 @@ class Settings(BaseSettings):
     oss_access_key_secret: SecretStr | None = None
     oss_public_base_url: str | None = None
     oss_url_mode: Literal["public", "signed"] = "public"
+    held_audio_max_mb: int = Field(default=2048, ge=1)
 
     public_base_url: str = "http://localhost:8000"
     timezone: str = "Asia/Shanghai"

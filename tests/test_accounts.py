@@ -4,13 +4,21 @@ import asyncio
 import sqlite3
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from jose import jwt
 
+from app.dashscope import ConnectionPool, Credential, SpeechClient
+from app.database import Database
+from app.ratelimit import RateLimiter
+from app.security import KeySealer, TokenSigner
+from app.services.accounts import AccountService
+from app.settings import Settings
 from tests.conftest import PASSWORD, Account, CreateAccount
+from tests.databases import sqlite_schema
 from tests.servers import Sandbox, Server
 
 SHAPED_KEY = "sk-test-0123456789abcdef"
@@ -198,3 +206,25 @@ async def test_a_login_form_in_a_slow_encoding_is_refused_unread(backend: Server
     async with httpx.AsyncClient(base_url=backend.url, timeout=3, trust_env=False) as stranger:
         answer = await stranger.post("/api/auth/token", content=field, headers=headers)
     assert (answer.status_code, answer.json()["error"]) == (400, "INVALID_REQUEST")
+
+
+async def test_users_of_one_key_share_its_connections_and_are_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "app.db"
+    file.write_bytes(sqlite_schema())
+    database, pool = Database(f"sqlite+aiosqlite:///{file}"), ConnectionPool(handshake_seconds=1)
+    settings, limiter = Settings(_env_file=None, data_dir=tmp_path), RateLimiter()
+
+    async def never(credential: Credential, model: str) -> None:
+        raise AssertionError
+
+    signer, sealer = TokenSigner("x" * 32, 60), KeySealer(("y" * 32,))
+    speech = SpeechClient(pool, never, 1, 1)
+    accounts = AccountService(settings, database, signer, sealer, limiter, pool, speech)
+    users = [await accounts.register(name, PASSWORD, "127.0.0.1") for name in ("ann", "bob")]
+    for user in users:
+        await accounts.store_api_key(user.id, SHAPED_KEY, "beijing", None, verify=False)
+    first, second = [await accounts.credential(user.id) for user in users]
+    assert first == second
+    assert hash(first) == hash(second)
+    assert [first.user, second.user] == [str(user.id) for user in users]
+    await database.close()

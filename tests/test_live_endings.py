@@ -153,17 +153,19 @@ async def test_a_provider_that_takes_no_work_is_told_and_costs_nothing(
     assert told == ((429, "RATE_LIMITED", 1008), (502, "UPSTREAM_ERROR", 1011))
 
 
-async def test_a_store_that_is_gone_is_told_and_the_bill_stays_right(
+async def test_a_store_that_is_gone_costs_no_audio_and_the_bill_stays_right(
     hasty: Server, sandbox: Sandbox, create_account: CreateAccount
 ) -> None:
     account = await create_account(hasty)
     with sandbox.faults(oss_unavailable=-1):
         async with talking(hasty, account) as talk:
-            await talk.say(SENTENCE)
-            await talk.end()
-            assert (await talk.refusal()).brief == (502, "UPSTREAM_ERROR", 1011)
+            heard = await talk.speak(SENTENCE)
+        assert heard.message["type"] == "complete"
+        kept = (await account.client.get(heard.message["audio_url"])).content
+    assert kept == heard.audio
     item = await record(account)
-    assert (item["status"], item["bill"]) == ("failed", cost(SENTENCE_CHARACTERS))
+    assert "status" not in item
+    assert item["bill"] == cost(SENTENCE_CHARACTERS)
 
 
 async def test_a_key_that_the_provider_refuses_is_told(

@@ -1,7 +1,8 @@
-"""Playing locally stored audio over HTTP."""
+"""Playing audio that lies on this machine over HTTP, and finding what lies in the store."""
 
 import io
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,10 @@ from fastapi.responses import JSONResponse
 
 from app.errors import AppError
 from app.routers.media import router
-from app.storage import LocalStorage
+from app.storage import LocalStorage, Storage
+from app.storage.links import MediaLinks
+from app.storage.oss import OssStorage
+from app.storage.shelter import ShelteredStorage
 
 CONTENT = bytes(range(256)) * 1000
 KEY = "audio/tts/20251230/a.mp3"
@@ -24,8 +28,8 @@ def storage(tmp_path: Path) -> LocalStorage:
     return LocalStorage(tmp_path / "media", "http://media.test")
 
 
-@pytest.fixture
-async def client(storage: LocalStorage) -> AsyncIterator[httpx.AsyncClient]:
+@asynccontextmanager
+async def playing(storage: Storage) -> AsyncIterator[httpx.AsyncClient]:
     app = FastAPI()
     app.include_router(router)
     app.state.services = SimpleNamespace(storage=storage)
@@ -34,8 +38,14 @@ async def client(storage: LocalStorage) -> AsyncIterator[httpx.AsyncClient]:
     async def answer(request: Request, error: AppError) -> JSONResponse:
         return JSONResponse({"error": error.code}, error.status)
 
-    await storage.put(KEY, io.BytesIO(CONTENT), content_type="audio/mpeg")
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://media.test") as client:
+        yield client
+
+
+@pytest.fixture
+async def client(storage: LocalStorage) -> AsyncIterator[httpx.AsyncClient]:
+    await storage.put(KEY, io.BytesIO(CONTENT), content_type="audio/mpeg")
+    async with playing(storage) as client:
         yield client
 
 
@@ -103,21 +113,21 @@ async def test_the_content_type_follows_the_extension(
     assert (await client.get(f"/media/{key}")).headers["content-type"] == content_type
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/media/",
-        "/media/audio/tts/20251230/absent.mp3",
-        "/media/audio",
-        "/media/..%2fjwt_secret",
-        "/media/audio/%2e%2e/%2e%2e/jwt_secret",
-        "/media//etc/hostname",
-        "/media/%2fetc%2fhostname",
-        "/media/audio%5c..%5c..%5cjwt_secret",
-        "/media/audio/a.mp3%00.html",
-        "/media/" + "a" * 2000,
-    ],
-)
+NOWHERE = [
+    "/media/",
+    "/media/audio/tts/20251230/absent.mp3",
+    "/media/audio",
+    "/media/..%2fjwt_secret",
+    "/media/audio/%2e%2e/%2e%2e/jwt_secret",
+    "/media//etc/hostname",
+    "/media/%2fetc%2fhostname",
+    "/media/audio%5c..%5c..%5cjwt_secret",
+    "/media/audio/a.mp3%00.html",
+    "/media/" + "a" * 2000,
+]
+
+
+@pytest.mark.parametrize("path", NOWHERE)
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_there_is_nothing_else_to_get(client: httpx.AsyncClient, method: str, path: str) -> None:
     answer = await client.request(method, path)
@@ -137,3 +147,68 @@ async def test_the_documentation_names_it_once(client: httpx.AsyncClient) -> Non
         "audio/pcm",
         "audio/ogg",
     }
+
+
+# Where there is a store, and this machine holds what the store has not taken
+
+
+def shelter(tmp_path: Path, secret: str | None = None) -> ShelteredStorage:
+    """A store that is never asked, and a folder with one object that waits for it."""
+    store = OssStorage(
+        endpoint="oss-cn-hangzhou.aliyuncs.com",
+        region="cn-hangzhou",
+        bucket="voices",
+        access_key_id="test-key-id",
+        access_key_secret="test-key-secret",
+        signed_urls=secret is not None,
+    )
+    sheltered = ShelteredStorage(store, tmp_path / "held", MediaLinks("http://media.test", secret), 1_000_000)
+    for key in (KEY, "audio/work/1-0.pcm", "audio/tts/a.srt"):
+        sheltered._folder.write(key, io.BytesIO(CONTENT), "audio/mpeg")
+    return sheltered
+
+
+async def test_held_audio_plays_and_what_is_in_the_store_is_found(tmp_path: Path) -> None:
+    storage = shelter(tmp_path)
+    async with playing(storage) as client:
+        whole = await client.get(storage.url(KEY))
+        assert (whole.status_code, whole.content) == (200, CONTENT)
+        assert whole.headers["content-type"] == "audio/mpeg"
+        part = await client.get(storage.url(KEY), headers={"Range": "bytes=255000-"})
+        assert (part.status_code, part.content) == (206, CONTENT[255000:])
+        assert (await client.get("/media/audio/tts/a.srt")).headers["content-type"].startswith("application/x-subrip")
+        assert (await client.get("/media/audio/work/1-0.pcm")).status_code == 404
+        assert (await client.get("/media/audio/voice/a.wav")).status_code == 404
+
+        for method in ("GET", "HEAD"):
+            stored = await client.request(method, "/media/audio/tts/20251230/b.mp3?expires=1")
+            assert stored.status_code == 307
+            assert stored.headers["location"] == "https://voices.oss-cn-hangzhou.aliyuncs.com/audio/tts/20251230/b.mp3"
+            assert stored.headers["cache-control"] == "no-store"
+
+
+async def test_signed_addresses_are_for_whoever_was_given_them(tmp_path: Path) -> None:
+    storage = shelter(tmp_path, "s" * 32)
+    held_url = storage.url(KEY)
+    async with playing(storage) as client:
+        whole = await client.get(held_url)
+        assert (whole.status_code, whole.content) == (200, CONTENT)
+        assert "public" not in whole.headers["cache-control"]
+        query = held_url.partition("?")[2]
+        for path in (KEY, "audio/tts/a.srt", "audio/tts/20251230/b.mp3"):
+            assert (await client.get(f"/media/{path}")).status_code == 404
+            assert (await client.get(f"/media/{path}?{query}x")).status_code == 404
+        assert (await client.get(f"/media/audio/tts/a.srt?{query}")).status_code == 404
+
+        storage._folder.remove(KEY)
+        stored = await client.get(held_url)
+        assert stored.status_code == 307
+        location = httpx.URL(stored.headers["location"])
+        assert (location.host, location.path) == ("voices.oss-cn-hangzhou.aliyuncs.com", f"/{KEY}")
+        assert "x-oss-signature" in location.params
+
+
+@pytest.mark.parametrize("path", [*NOWHERE[3:], "/media//evil.example/a.mp3", "/media/https://evil.example/a.mp3"])
+async def test_a_store_opens_no_other_way(tmp_path: Path, path: str) -> None:
+    async with playing(shelter(tmp_path)) as client:
+        assert (await client.get(path)).status_code == 404

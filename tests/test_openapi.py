@@ -12,8 +12,13 @@ from app.settings import Settings
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 # What real keys and tokens look like; `sk-test-…` and `sk-****…` are plain inventions.
 REAL_LOOKING = re.compile(r"sk-(?!test-|\*)[\w.-]{8,}|LTAI[A-Za-z0-9]{12,}|eyJ[\w-]{10,}\.")
-# The plain OAuth2 answer, audio files and event streams have no envelope.
-WITHOUT_ENVELOPE = {"/api/auth/token", "/media/{key}", "/api/audio/records/{record_id}/events"}
+# The plain OAuth2 answer, audio files, event streams and files for spreadsheets have no envelope.
+WITHOUT_ENVELOPE = {
+    "/api/auth/token",
+    "/media/{key}",
+    "/api/audio/records/{record_id}/events",
+    "/api/audio/history.csv",
+}
 # Its fields are OAuth2's and FastAPI's, not ours.
 OAUTH2_FORM = "Body_token_api_auth_token_post"
 JSON = "application/json"

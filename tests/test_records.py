@@ -19,6 +19,7 @@ from app.errors import Throttled
 from app.models import Bill, Record, Transcription, User
 from app.routers.presentation import show_amount
 from app.services.calls import OpenRecord, Price, Status
+from app.services.history import HistoryService
 from app.services.records import RecordService
 
 PRICE = Price("character", Decimal("0.0000286706"), "CNY")
@@ -215,7 +216,7 @@ async def test_a_database_that_is_away_for_a_moment_is_waited_for(
         await end(*arguments)
 
     monkeypatch.setattr(records, "end", stumble)
-    monkeypatch.setattr("app.services.records.SETTLE_RETRY_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr("app.database.WRITE_RETRY_SECONDS", (0.01, 0.01))
     await run(records, user_id, 9)
     record, bill = await only_record(database)
     assert record.status == "succeeded"
@@ -240,7 +241,7 @@ async def test_two_hundred_writers_lose_nothing(database: Database, user_id: uui
             await run(records, user_id, 1)
 
     await asyncio.gather(*(one() for _ in range(200)))
-    page = await records.history(user_id, 2, 50)
+    page = await HistoryService(database).page(user_id, 2, 50)
     assert page.total == 200
     ids = [call.record.id for call in page.items]
     assert ids == sorted(ids, reverse=True)
@@ -412,7 +413,7 @@ async def test_records_that_ended_otherwise_are_not_opened_again(database: Datab
         await records.end(OpenRecord(record_id, PRICE), status, None)
         record = OpenRecord(record_id, PRICE)
         await records.hand_over(record, task_of(record, user_id))
-    page = await records.history(user_id, 1, 10)
+    page = await HistoryService(database).page(user_id, 1, 10)
     assert {call.record.id: call.record.status for call in page.items} == ended
     assert all(call.record.finished_at for call in page.items)
 
@@ -423,5 +424,5 @@ async def test_the_hand_over_of_one_record_opens_no_other(database: Database, us
     await expire_leases(database)
     assert await RecordService(database).settle_orphans() == 2
     await records.hand_over(swept, task_of(swept, user_id))
-    page = await records.history(user_id, 1, 10)
+    page = await HistoryService(database).page(user_id, 1, 10)
     assert {call.record.id: call.record.status for call in page.items} == {swept.id: "running", other.id: "interrupted"}

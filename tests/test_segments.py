@@ -19,6 +19,7 @@ from app.errors import UpstreamError
 from app.models import Bill, LongText, Record, Segment, Table, User
 from app.services import segments as segments_module
 from app.services.calls import Price, Status, reopened
+from app.services.history import HistoryService
 from app.services.records import RecordService
 from app.services.segments import ClaimedText, ClaimLost, OpenTexts, SpeechStopped, SpokenSegment
 
@@ -238,7 +239,7 @@ async def test_a_settlement_counts_once(desk: Desk) -> None:
     assert SpokenSegment(first.key or "", first.samples or 0, first.cues) == SPOKEN
     assert (second.key, second.samples, second.cues) == (None, None, None)
     assert await desk.everything(other.record.id) == before
-    assert (await desk.records.find(desk.user_id, record_id)).amount == 7 * PRICE.per_unit
+    assert (await HistoryService(desk.database).find(desk.user_id, record_id)).amount == 7 * PRICE.per_unit
 
 
 async def test_a_try_that_failed_is_counted_and_can_be_made_again(desk: Desk) -> None:

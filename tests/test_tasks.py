@@ -495,7 +495,16 @@ async def test_a_task_whose_record_has_its_end_is_closed_without_a_second_bill(d
 async def test_an_id_that_no_database_takes_is_no_task(desk: Desk) -> None:
     nobody: Any = None
     service = TranscriptionService(
-        nobody, desk.database, desk.keys, desk.records, desk.provider, nobody, desk.collector, desk.in_flight
+        nobody,
+        desk.database,
+        desk.keys,
+        desk.records,
+        desk.provider,
+        nobody,
+        desk.collector,
+        desk.in_flight,
+        nobody,
+        nobody,
     )
     for task_id in ("abc\0def", "\ud800", "任务", ""):
         with pytest.raises(TaskNotFound):

@@ -2,6 +2,7 @@
 
 import re
 from decimal import Decimal
+from html import unescape
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -16,7 +17,12 @@ _HAN = re.compile(
     "[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\U00020000-\U0002a6df\U0002a700-\U0002ebef\U0002ebf0-\U0002ee5f\U0002f800-\U0002fa1f\U00030000-\U000323af]"
 )
-_TAG = re.compile(r"<[^<>]*>")
+# What of SSML is not text: comments, tags, blanks around the documents. CDATA is text as it stands.
+_MARKUP = re.compile(
+    r"""<!--.*?-->|<!\[CDATA\[(?P<text>.*?)\]\]>|\A\s+(?=<speak\b)|</speak\s*>\s*(?=<speak\b|\Z)"""
+    r"""|<[^<>"']*+(?:(?:"[^"<]*"|'[^'<]*')[^<>"']*+)*+>""",
+    re.DOTALL,
+)
 
 
 class PriceList(BaseModel):
@@ -58,5 +64,11 @@ def load_prices(replacement: Path | None = None) -> PriceList:
 
 def count_characters(text: str, *, ssml: bool = False) -> int:
     """Count as the provider bills: a Han character is 2, everything else 1, SSML tags nothing (PROTOCOL §1.8)."""
-    spoken = _TAG.sub("", text) if ssml else text
+    spoken = _text_of(text) if ssml else text
     return len(spoken) + len(_HAN.findall(spoken))
+
+
+def _text_of(document: str) -> str:
+    """The text of SSML, with each reference as the character that it stands for."""
+    escaped = _MARKUP.sub(lambda markup: (markup["text"] or "").replace("&", "&amp;"), document)
+    return unescape(escaped.replace("\r\n", "\n"))

@@ -14,16 +14,18 @@ from app.dashscope.recognition import (
     RecognitionClient,
     RecognitionOrder,
 )
-from app.dashscope.result_file import digest_result
+from app.dashscope.result_file import digest_result, read_file_url
 from app.dashscope.speech import Interruption, SpeechClient
 from app.dashscope.speech_task import SpeechTask, Usage
 from app.dashscope.timeline import SpokenSentence, Timeline
 from app.dashscope.transcription import (
+    ListedTask,
     Submission,
     TaskReport,
     TaskStatus,
     TranscriptionClient,
     TranscriptionOrder,
+    is_same_file,
 )
 from app.dashscope.uploads import UploadClient
 
@@ -39,6 +41,7 @@ __all__ = [
     "HttpClient",
     "InlineAudio",
     "Interruption",
+    "ListedTask",
     "Recognition",
     "RecognitionClient",
     "RecognitionOrder",
@@ -59,6 +62,8 @@ __all__ = [
     "VoiceStatus",
     "digest_result",
     "explain",
+    "is_same_file",
     "may_have_worked",
     "may_pass",
+    "read_file_url",
 ]

@@ -8,8 +8,8 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
-from app.dashscope.failures import explain, plain
-from app.errors import InvalidApiKey, UnclearAnswer
+from app.dashscope.failures import explain, heed, plain
+from app.errors import AppError, InvalidApiKey, Throttled, UnclearAnswer
 from app.transcripts import storable
 
 log = structlog.get_logger(__name__)
@@ -18,10 +18,10 @@ BEIJING = ZoneInfo("Asia/Shanghai")  # the zone of the provider's times, in ever
 MAX_COUNT = 2_000_000  # tokens, or seconds of 16 tracks of 12 hours; what is larger is no count
 
 
-def understand(status: int, content: bytes) -> dict[str, Any]:
+def understand(status: int, content: bytes, retry_after: str | None = None) -> dict[str, Any]:
     """Read an answer, whatever frame it comes in: neither status nor content type tells success for sure (§0.4).
 
-    Raises the AppError that a failure means.
+    Raises the AppError that a failure means; `retry_after` is the header of that name.
     """
     answer = _find_json(content)
     failed, code, message = _find_failure(answer)
@@ -35,13 +35,10 @@ def understand(status: int, content: bytes) -> dict[str, Any]:
         provider_code=plain(code),
         provider_request_id=plain(str(answer.get("request_id") or "")),
     )
-    if code:
-        raise explain(code, message, status)
-    if status == 401:
-        raise InvalidApiKey
-    if status == 429:
-        raise explain("Throttling", message)
-    raise UnclearAnswer(f"百炼平台返回了无法识别的响应（HTTP {status}），请稍后重试")
+    error = _explain_failure(status, code, message)
+    if isinstance(error, Throttled) and (answer.get("output") or answer.get("usage")):
+        error = _unclear(status)  # who has worked did not refuse to
+    raise heed(error, status, retry_after)
 
 
 def read_text(value: object) -> str | None:
@@ -73,6 +70,30 @@ def read_moment(value: object) -> datetime | None:
         return (moment if moment.tzinfo else moment.replace(tzinfo=BEIJING)).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
+
+
+def read_instant(value: object) -> datetime | None:
+    """A time of the provider's in milliseconds since 1970 (§5.3), or as `read_moment` takes it; None for others."""
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return read_moment(value)
+    try:
+        return datetime.fromtimestamp(value / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _explain_failure(status: int, code: str, message: str) -> AppError:
+    if code:
+        return explain(code, message, status)
+    if status == 401:
+        return InvalidApiKey()
+    return explain("Throttling", message) if status == 429 else _unclear(status)
+
+
+def _unclear(status: int) -> UnclearAnswer:
+    return UnclearAnswer(f"百炼平台返回了无法识别的响应（HTTP {status}），请稍后重试")
 
 
 def _find_json(content: bytes) -> dict[str, Any]:

@@ -15,13 +15,17 @@ HTTP_URLS = {
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A key, and the addresses that take it. WebSockets are never shared between two of these."""
+    """A key, and the addresses that take it. WebSockets are never shared between two of these.
+
+    Several users may have the same; `user` says for whom it is used now, and makes no difference between two.
+    """
 
     api_key: str = field(repr=False)
     ws_url: str
     http_url: str
     workspace: str | None = None
     region: str = "beijing"
+    user: str = field(default="", compare=False)
 
     @property
     def fingerprint(self) -> str:

@@ -1,7 +1,10 @@
 """What a provider error means to our client, and whether asking again is harmless (DESIGN §5, PROTOCOL §11)."""
 
+import math
 import random
 import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 from app.errors import (
     AppError,
@@ -22,7 +25,8 @@ from app.errors import (
     VoiceNotFound,
 )
 
-THROTTLE_RETRY_AFTER_SECONDS = 5
+THROTTLE_RETRY_AFTER_SECONDS = 5  # told to our client where the provider names no time
+MAX_RETRY_AFTER_SECONDS = 3600
 RETRY_BASE_SECONDS = 0.5
 MAX_PROVIDER_MESSAGE_CHARS = 200
 
@@ -114,7 +118,7 @@ def explain(code: str, message: str, status: int = 0) -> AppError:
     is_voice_quota = status == 400 and code == "Throttling.AllocationQuota"
     if is_voice_quota or (code.startswith("Throttling") and _says(message, _VOICE_QUOTA_WORDS)):
         return VoiceLimitExceeded()
-    if _is_throttle(code, message):
+    if _is_throttle(code, message, status):
         return Throttled(retry_after_seconds=THROTTLE_RETRY_AFTER_SECONDS)
     reason = _REASONS.get(code) or plain(message) or "没有说明原因"
     if _says(message, _BAD_RECORDING_WORDS):
@@ -148,15 +152,47 @@ def may_have_worked(error: AppError) -> bool:
     return isinstance(error, ConnectionLost | UpstreamTimeout | UnclearAnswer)
 
 
+class ToldSeconds(int):
+    """Seconds that the provider itself asks us to wait, other than those that we guess."""
+
+
+def heed(error: AppError, status: int, retry_after: str | None) -> AppError:
+    """Let an error that may pass say when, as the provider told in `Retry-After` beside 429 or 503.
+
+    No such header is documented (PROTOCOL §15), but a gateway may send it. What is no time is ignored.
+    """
+    if status in {429, 503} and may_pass(error) and (told := read_retry_after(retry_after)):
+        error.retry_after_seconds = told
+    return error
+
+
+def read_retry_after(value: str | None) -> ToldSeconds | None:
+    """Read a `Retry-After`, in seconds or as a date, within 1 to 3600 seconds; None for what is neither."""
+    value = (value or "").strip()
+    if re.fullmatch(r"[0-9]{1,15}", value):
+        seconds = float(value)
+    else:
+        try:
+            moment = parsedate_to_datetime(value)
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+            seconds = (moment - datetime.now(UTC)).total_seconds()
+        except (ValueError, OverflowError):
+            return None
+    return ToldSeconds(max(1, min(math.ceil(seconds), MAX_RETRY_AFTER_SECONDS)))
+
+
 def backoff_seconds(attempt: int) -> float:
     """Exponential, and spread by chance, so that callers throttled together do not return together."""
     return RETRY_BASE_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311
 
 
-def _is_throttle(code: str, message: str) -> bool:
+def _is_throttle(code: str, message: str, status: int) -> bool:
     if _says(message, _FREE_QUOTA_WORDS):
         return False
-    return code in _THROTTLED or code.startswith("Throttling") or _says(message, _THROTTLED_WORDS)
+    if code in _THROTTLED or code.startswith("Throttling"):
+        return True
+    # Who blames himself may talk of rates, and have worked all the same.
+    return status < 500 and code not in _ITS_FAULT and _says(message, _THROTTLED_WORDS)
 
 
 def _says(message: str, phrases: tuple[str, ...]) -> bool:

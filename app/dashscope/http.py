@@ -14,7 +14,8 @@ import structlog
 
 from app.dashscope.answers import understand
 from app.dashscope.credential import Credential
-from app.dashscope.failures import backoff_seconds, may_retry
+from app.dashscope.failures import may_retry
+from app.dashscope.retries import MAX_ATTEMPTS, Patience
 from app.errors import (
     AppError,
     ConnectionLost,
@@ -27,7 +28,6 @@ from app.errors import (
 
 log = structlog.get_logger(__name__)
 
-MAX_ATTEMPTS = 4
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 KEPT_CONNECTIONS = 64
 # Gateways drop idle connections after 60 s and more; ours go long before, so that a call rarely meets a dead one.
@@ -47,6 +47,7 @@ class HttpClient:
     """Calls with a user's key. Redirects are not followed: the key would travel to an unknown host."""
 
     def __init__(self, *, handshake_seconds: float, silence_seconds: float) -> None:
+        self._silence_seconds = silence_seconds
         self._client = httpx.AsyncClient(
             timeout=httpx.Timeout(silence_seconds, connect=handshake_seconds, pool=None),
             limits=httpx.Limits(
@@ -70,7 +71,8 @@ class HttpClient:
     ) -> dict[str, Any]:
         """Call a service: one that is not free is asked again only while it surely did not take the work on.
 
-        Gives the whole JSON answer. Raises the AppError that the failure means.
+        No attempt begins later than `silence_seconds` after the first. Gives the whole JSON answer.
+        Raises the AppError that the failure means.
         """
         streamed = body if isinstance(body, StreamedBody) else _held(orjson.dumps(body))
         framing = {"Content-Type": streamed.content_type, "Content-Length": str(streamed.length)}
@@ -98,7 +100,7 @@ class HttpClient:
         Raises ConnectionLost or UpstreamTimeout, and UnclearAnswer beyond `max_bytes`.
         """
         async with self.stream(request) as answer:
-            return answer.status_code, b"".join([piece async for piece in pieces(answer, max_bytes)])
+            return answer.status_code, await _read(answer, max_bytes)
 
     @asynccontextmanager
     async def stream(self, request: httpx.Request) -> AsyncIterator[httpx.Response]:
@@ -121,15 +123,22 @@ class HttpClient:
     async def _call(
         self, build: Callable[[], httpx.Request], attempts: int = MAX_ATTEMPTS, *, is_free: bool = False
     ) -> dict[str, Any]:
+        patience = Patience(self._silence_seconds, attempts)
         for attempt in itertools.count(1):
             try:
-                return understand(*await self.send(build(), MAX_ANSWER_BYTES))
+                async with self.stream(build()) as answer:
+                    content = await _read(answer, MAX_ANSWER_BYTES)
+                return understand(answer.status_code, content, answer.headers.get("Retry-After"))
             except AppError as error:
                 accepted = not is_free and not isinstance(error, Unreachable | HandshakeTimeout | Throttled)
-                if attempt >= attempts or not may_retry(error, accepted=accepted):
+                is_invited = is_free and error.retry_after_seconds is not None
+                if not is_invited and not may_retry(error, accepted=accepted):
+                    raise
+                pause_seconds = patience.pause_seconds(attempt, error)
+                if pause_seconds is None:
                     raise
                 log.info("provider_retry", attempt=attempt, error=type(error).__name__)
-                await asyncio.sleep(backoff_seconds(attempt))
+            await asyncio.sleep(pause_seconds)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -153,6 +162,10 @@ def _held(content: bytes) -> StreamedBody:
         yield content
 
     return StreamedBody(len(content), once)
+
+
+async def _read(answer: httpx.Response, max_bytes: int) -> bytes:
+    return b"".join([piece async for piece in pieces(answer, max_bytes)])
 
 
 async def pieces(answer: httpx.Response, max_bytes: int) -> AsyncGenerator[bytes, None]:

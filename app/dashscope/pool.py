@@ -15,7 +15,7 @@ from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.protocol import State
 
 from app.dashscope.credential import Credential
-from app.dashscope.failures import explain
+from app.dashscope.failures import explain, heed, plain
 from app.errors import AppError, ConnectionLost, HandshakeTimeout, InvalidApiKey, Unreachable
 
 log = structlog.get_logger(__name__)
@@ -153,7 +153,9 @@ class ConnectionPool:
         except TimeoutError as error:
             raise HandshakeTimeout from error
         except InvalidStatus as error:
-            raise _explain_refusal(error) from None  # its traceback would show the request headers
+            told = ", ".join(error.response.headers.get_all("Retry-After"))
+            failure = heed(_explain_refusal(error), error.response.status_code, told)
+            raise failure from None  # its traceback would show the request headers
         except (OSError, InvalidHandshake) as error:
             raise Unreachable from error
 
@@ -171,7 +173,7 @@ def _explain_refusal(refusal: InvalidStatus) -> AppError:
         body = {}
     code = body.get("code") if isinstance(body, dict) else None
     message = body.get("message") if isinstance(body, dict) else None
-    log.warning("provider_handshake_refused", status=status, provider_code=code)
+    log.warning("provider_handshake_refused", status=status, provider_code=plain(str(code or "")))
     if status == 429:
         return explain(str(code or "Throttling"), str(message or ""))
     if status >= 500:

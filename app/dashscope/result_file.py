@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from app.dashscope.answers import read_object
+from app.dashscope.answers import read_object, read_text
 from app.errors import UpstreamError
 from app.transcripts import AudioInfo, Digest, Transcript, digest
 
@@ -39,6 +39,17 @@ def read_result(content: bytes) -> tuple[tuple[Transcript, ...], AudioInfo]:
         sample_rate=properties.get("original_sampling_rate"),
         duration_ms=properties.get("original_duration_in_milliseconds"),
     )
+
+
+def read_file_url(content: bytes) -> str | None:
+    """Which file a result is of; None where it does not tell. Raises UpstreamError for what is no JSON object."""
+    try:
+        file = json.loads(content)
+    except (ValueError, RecursionError):
+        file = None
+    if not isinstance(file, dict):
+        raise UpstreamError("转写结果的格式无法识别")
+    return read_text(file.get("file_url"))
 
 
 def _validate(content: bytes) -> _ResultFile:

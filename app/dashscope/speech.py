@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from weakref import WeakValueDictionary
@@ -12,16 +12,16 @@ import structlog
 from anyio import CancelScope
 
 from app.dashscope.credential import Credential
-from app.dashscope.failures import backoff_seconds, may_retry
+from app.dashscope.failures import may_retry
 from app.dashscope.frames import SpeechParameters
 from app.dashscope.pool import ConnectionPool
+from app.dashscope.retries import Patience
 from app.dashscope.speech_task import SpeechTask, Usage
 from app.dashscope.timeline import Timeline
 from app.errors import Abandoned, AppError, ConnectionLost
+from app.turns import FairTurns
 
 log = structlog.get_logger(__name__)
-
-MAX_ATTEMPTS = 4
 
 
 class Interruption:
@@ -79,7 +79,7 @@ class SpeechClient:
         self._wait_for_turn = wait_for_turn
         self._submissions_at_once = submissions_at_once
         self._silence_seconds = silence_seconds
-        self._lines: WeakValueDictionary[tuple[Credential, str], asyncio.Semaphore] = WeakValueDictionary()
+        self._lines: WeakValueDictionary[tuple[Credential, str], FairTurns] = WeakValueDictionary()
         self._cancelling: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -141,6 +141,7 @@ class SpeechClient:
 
     async def _begin(self, order: _Order, send_text: Callable[[SpeechTask], Awaitable[None]]) -> SpeechTask:
         interruption = order.interruption
+        patience = Patience(self._silence_seconds)
         needs_turn = True
         for attempt in itertools.count(1):
             if interruption.requested:
@@ -148,7 +149,7 @@ class SpeechClient:
             task: SpeechTask | None = None
             try:
                 with CancelScope() as scope, interruption.acting_by(scope.cancel):
-                    task = await self._submit(order, fresh=attempt > 1, needs_turn=needs_turn)
+                    task = await self._submit(order, patience, fresh=attempt > 1, needs_turn=needs_turn)
                     await task.wait_until_started()
                 if not interruption.requested:
                     await order.before_text()
@@ -162,26 +163,34 @@ class SpeechClient:
                 accepted = task is not None and task.accepted
                 if not isinstance(error, AppError) or not may_retry(error, accepted=accepted):
                     raise
-                if attempt == MAX_ATTEMPTS:
+                # A reused socket that was dead is replaced at once, whatever time that took to find out: happens once.
+                was_dead = task is not None and task.connection.reused and isinstance(error, ConnectionLost)
+                pause_seconds = 0.0 if was_dead else patience.pause_seconds(attempt, error)
+                if pause_seconds is None:
                     raise
                 log.info("provider_retry", attempt=attempt, error=type(error).__name__)
-                was_dead = task is not None and task.connection.reused and isinstance(error, ConnectionLost)
                 needs_turn = not was_dead
-                if not was_dead:
-                    await asyncio.sleep(backoff_seconds(attempt))
             else:
                 return task
+            with CancelScope() as scope, interruption.acting_by(scope.cancel):
+                await asyncio.sleep(pause_seconds)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _submit(self, order: _Order, *, fresh: bool, needs_turn: bool) -> SpeechTask:
-        """Queue, connect, take a turn and ask for the task. No more callers hold a connection than may submit."""
+    async def _submit(self, order: _Order, patience: Patience, *, fresh: bool, needs_turn: bool) -> SpeechTask:
+        """Queue, connect, take a turn and ask for the task. No more callers hold a connection than may submit.
+
+        Users of one key come in turn, so that none waits for the whole of another's burst.
+        """
         credential, parameters = order.credential, order.parameters
-        line = self._lines.setdefault((credential, parameters.model), asyncio.Semaphore(self._submissions_at_once))
-        async with line:
+        line = self._lines.setdefault((credential, parameters.model), FairTurns(self._submissions_at_once))
+        async with AsyncExitStack() as held:
+            with patience.stopped():
+                await held.enter_async_context(line.taken(credential.user))
             connection = await self._pool.acquire(credential, fresh=fresh)
             try:
                 if needs_turn:
-                    await self._wait_for_turn(credential, parameters.model)
+                    with patience.stopped():
+                        await self._wait_for_turn(credential, parameters.model)
                 if not connection.is_open:
                     self._pool.discard(connection)
                     connection = await self._pool.acquire(credential, fresh=True)

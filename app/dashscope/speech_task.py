@@ -206,7 +206,7 @@ class SpeechTask:
 
     def _failure(self, event: Event) -> AppError:
         error = explain(event.error_code, event.error_message)
-        if isinstance(error, Throttled) and not self._work_began:
+        if isinstance(error, Throttled) and not self._work_began and not self.usage.characters:
             self.accepted = False  # throttled before work (§1.10)
         log.warning("provider_task_failed", task_id=self.id, provider_code=event.error_code, error=error.code)
         return error

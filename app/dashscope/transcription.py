@@ -3,18 +3,18 @@
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import quote
 
 import structlog
 
-from app.dashscope.answers import count, read_moment, read_object, read_text
+from app.dashscope.answers import BEIJING, count, read_instant, read_moment, read_object, read_text
 from app.dashscope.credential import Credential
 from app.dashscope.hosts import require_provider_url
 from app.dashscope.http import HttpClient, pieces
 from app.dashscope.uploads import RESOLVE_UPLOADS
-from app.errors import ConnectionLost, UpstreamError, UpstreamNotFound
+from app.errors import ConnectionLost, UnclearAnswer, UpstreamError, UpstreamNotFound
 
 log = structlog.get_logger(__name__)
 
@@ -23,6 +23,9 @@ PATH = "/services/audio/asr/transcription"
 MAX_RESULT_BYTES = 64 * 1024 * 1024
 # A task that failed for these reasons has heard everything, and there was nothing to hear (§5.2).
 SILENCE = {"SUCCESS_WITH_NO_VALID_FRAGMENT", "ASR_RESPONSE_HAVE_NO_WORDS"}
+LISTED_AT_ONCE = 100  # the largest page that is allowed is not documented
+MAX_PAGES = 200
+MAX_TASK_ID_CHARS = 128
 
 TaskStatus = Literal["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "UNKNOWN"]
 _STATUSES: dict[str, TaskStatus] = {
@@ -58,8 +61,21 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
+class ListedTask:
+    """What the provider's list says of a task: nothing of its file."""
+
+    task_id: str
+    status: TaskStatus
+    model: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class TaskReport:
-    """What the provider says of a task. `seconds` is what it bills, once it has counted."""
+    """What the provider says of a task. `seconds` is what it bills, once it has counted.
+
+    `file_urls` are the files that it is about, where the answer tells them: that of one of the models does.
+    """
 
     status: TaskStatus
     submitted_at: datetime | None = None
@@ -70,6 +86,7 @@ class TaskReport:
     code: str = ""
     message: str = ""
     request_id: str | None = None
+    file_urls: tuple[str, ...] = ()
 
     @property
     def is_silent(self) -> bool:
@@ -84,15 +101,18 @@ class TranscriptionClient:
         self._http = http
 
     async def submit(self, credential: Credential, order: TranscriptionOrder, file_url: str) -> Submission:
-        """Hand a file over. Raises the AppError that a refusal means."""
+        """Hand a file over. Raises the AppError that a refusal means, and UnclearAnswer for one that names no task.
+
+        See `may_have_worked` for those after which there may be a task all the same.
+        """
         headers = {"X-DashScope-Async": "enable"}
         if file_url.startswith("oss://"):
             headers |= RESOLVE_UPLOADS
         answer = await self._http.post(credential, PATH, compose(order, file_url), headers)
         output = read_object(answer.get("output"))
-        task_id = output.get("task_id")
-        if not isinstance(task_id, str) or not 0 < len(task_id) <= 128 or not task_id.strip("."):
-            raise UpstreamError("百炼平台没有返回任务ID，请稍后重试")
+        task_id = _task_id(output)
+        if task_id is None:
+            raise UnclearAnswer("百炼平台没有返回任务ID，请稍后重试")
         return Submission(task_id, _status(output), read_text(answer.get("request_id")))
 
     async def inspect(self, credential: Credential, task_id: str) -> TaskReport:
@@ -101,6 +121,49 @@ class TranscriptionClient:
             return read_report(await self._http.get(credential, f"/tasks/{quote(task_id, safe='')}", attempts=1))
         except UpstreamNotFound:  # how it says so is not documented (§14)
             return TaskReport("UNKNOWN")
+
+    async def find(
+        self,
+        credential: Credential,
+        model: str,
+        since: datetime,
+        until: datetime,
+        wait_for_turn: Callable[[], Awaitable[None]],
+    ) -> list[ListedTask]:
+        """The tasks of a model that the account has, whoever submitted them, of this window at least (§5.3).
+
+        It must be shorter than 16 hours. What is refused without a better reason is asked for without a window: the
+        last 24 hours in pages of the default size. Raises the AppError that a refusal means.
+        """
+        # In which zone the window is read is not documented: this one holds ours in UTC as well as in Beijing's time.
+        window = {"start_time": _clock(since.astimezone(UTC)), "end_time": _clock(until.astimezone(BEIJING))}
+        try:
+            found = await self._find(
+                credential, {"model_name": model, **window, "page_size": str(LISTED_AT_ONCE)}, wait_for_turn
+            )
+        except UpstreamError as error:
+            if type(error) is not UpstreamError:
+                raise
+            log.warning("provider_task_window_refused")
+            found = await self._find(credential, {"model_name": model}, wait_for_turn)
+        return [task for task in found if task.model == model and since <= task.created_at <= until]
+
+    async def _find(
+        self, credential: Credential, asked: dict[str, str], wait_for_turn: Callable[[], Awaitable[None]]
+    ) -> list[ListedTask]:
+        found: dict[str, ListedTask] = {}
+        for page_no in range(1, MAX_PAGES + 1):
+            await wait_for_turn()
+            answer = await self._http.get(credential, "/tasks/", {**asked, "page_no": str(page_no)}, attempts=1)
+            listed = answer.get("data")
+            if not isinstance(listed, list):
+                raise UnclearAnswer
+            known, pages = len(found), count(answer.get("total_page"))
+            found |= {task.task_id: task for entry in listed if (task := _read_listed(read_object(entry)))}
+            if len(found) == known or (pages is not None and page_no >= pages):
+                return list(found.values())
+        log.warning("provider_task_list_endless", pages=MAX_PAGES)
+        raise UnclearAnswer
 
     async def fetch(self, credential: Credential, url: str, take: Callable[[bytes], Awaitable[None]]) -> None:
         """Fetch a result file in pieces, from a host of the provider's only and without the key (§5.1).
@@ -157,7 +220,38 @@ def read_report(answer: dict[str, Any]) -> TaskReport:
         code=str(source.get("code") or ("CANCELED" if output.get("task_status") == "CANCELED" else "")),
         message=str(source.get("message") or ""),
         request_id=read_text(answer.get("request_id")),
+        file_urls=tuple(read_text(each.get("file_url")) or "" for each in parts),
     )
+
+
+def is_same_file(named: str, told: str) -> bool:
+    """Whether a task is about the file that we named in an order of ours, by what the provider tells of the task.
+
+    An upload gets another address when it is read, but no other name, and that was made for this one order (§6).
+    """
+    if told == named or not named.startswith("oss://"):
+        return told == named
+    return told.partition("?")[0].rpartition("/")[2] == named.rpartition("/")[2]
+
+
+def _read_listed(entry: dict[str, Any]) -> ListedTask | None:
+    task_id, created_at = _task_id(entry), read_instant(entry.get("gmt_create"))
+    if task_id is None or created_at is None:
+        log.warning("provider_task_unreadable", task_id=task_id)
+        return None
+    status = _status({"task_status": entry.get("status")})
+    return ListedTask(task_id, status, read_text(entry.get("model_name")) or "", created_at)
+
+
+def _task_id(source: dict[str, Any]) -> str | None:
+    task_id = source.get("task_id")
+    if not isinstance(task_id, str) or not 0 < len(task_id) <= MAX_TASK_ID_CHARS or not task_id.strip("."):
+        return None
+    return task_id
+
+
+def _clock(moment: datetime) -> str:
+    return f"{moment:%Y%m%d%H%M%S}"
 
 
 def _status(output: dict[str, Any]) -> TaskStatus:

@@ -36,7 +36,7 @@ def enveloped(data: object) -> Response:
 _ERRORS = {
     400: ("参数错误", "INVALID_REQUEST", "volume 必须小于等于 100"),
     401: ("未登录、登录失效，或百炼 API Key 无效", "UNAUTHORIZED", "未登录或登录已失效，请重新登录"),
-    403: ("未配置 API 密钥，或没有权限", "NO_API_KEY", "未配置API密钥，请在用户设置中配置apikey"),
+    403: ("未配置 API 密钥、超出预算，或没有权限", "NO_API_KEY", "未配置API密钥，请在用户设置中配置apikey"),
     404: ("资源不存在", "NOT_FOUND", "资源不存在"),
     409: ("与已有数据冲突", "USERNAME_TAKEN", "用户名已被占用，请换一个"),
     413: ("请求体过大，未被读取", "PAYLOAD_TOO_LARGE", "请求体过大"),

@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import AppError, NotReady, PayloadTooLarge, Unauthorized
+from app.routers.idempotency import REPLAYED
+from app.services.calls import as_told
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +69,8 @@ def error_response(error: AppError) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
+    if error.is_repeat:
+        headers[REPLAYED] = "true"
     return _envelope(error.status, error.code, error.message, headers)
 
 
@@ -95,10 +99,14 @@ class AnswerUnexpected:
                 raise
             await error_response(NotReady("服务正在重启，请稍后重试；已开始的合成见历史记录"))(scope, receive, send)
         except Exception as error:
-            log.exception("request_failed", error=type(error).__name__, answered=started)
+            told = as_told(error)
+            if isinstance(told, NotReady):
+                log.warning("request_met_outage", error=type(error).__name__, answered=started)
+            else:
+                log.exception("request_failed", error=type(error).__name__, answered=started)
             if scope["type"] != "http" or started:
                 raise
-            await error_response(AppError())(scope, receive, send)
+            await error_response(told)(scope, receive, send)
 
 
 async def _answer_app_error(_: Request, error: Exception) -> JSONResponse:

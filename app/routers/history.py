@@ -1,7 +1,7 @@
 """The user's history: spec 5.1, and one record in full."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Query
@@ -10,10 +10,11 @@ from pydantic import BaseModel, Field
 
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, enveloped, error_answers
+from app.routers.filters import WantedRecords
 from app.routers.presentation import show_amount, show_exactly, show_time
 from app.routers.progress import RecordId
 from app.services import Services
-from app.services.records import RecordedCall
+from app.services.history import RecordedCall
 from app.transcripts import AudioInfo, Transcript
 
 router = APIRouter(prefix="/api/audio", tags=["历史记录"], dependencies=[Depends(limit_rate)])
@@ -107,7 +108,7 @@ async def get_record(
     record_id: RecordId,
 ) -> Response:
     """Show one record in full."""
-    call = await services.records.find(user.id, record_id)
+    call = await services.history.find(user.id, record_id)
     record, bill, task = call.record, call.bill, call.task
     detail = RecordDetail(**_shown(call, services).model_dump())
     detail.status = detail.status or record.status
@@ -144,21 +145,19 @@ async def get_record(
 @router.get(
     "/history",
     summary="历史记录",
-    description="当前用户的语音操作历史，最新的在前，支持分页和类型筛选。",
+    description="当前用户的语音操作历史，最新的在前，支持分页和按类型、模型、日期筛选。",
     responses=error_answers(400, 401, 429),
     response_model_exclude_none=True,
 )
 async def get_history(
     services: ServicesDep,
     user: CurrentUser,
+    wanted: WantedRecords,
     page: Annotated[int, Query(description="页码，从1开始", ge=1, le=1_000_000)] = 1,
     page_size: Annotated[int, Query(description="每页数量", ge=1, le=100)] = 20,
-    type: Annotated[
-        Literal["tts", "asr", "voice"] | None, Query(description="类型筛选：tts 合成、asr 识别、voice 声音复刻")
-    ] = None,
 ) -> Envelope[History]:
     """List the user's records."""
-    found = await services.records.history(user.id, page, page_size, type)
+    found = await services.history.page(user.id, page, page_size, wanted)
     items = [_shown(call, services) for call in found.items]
     return Envelope(data=History(items=items, total=found.total, page=page, page_size=page_size))
 

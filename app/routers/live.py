@@ -18,6 +18,7 @@ from app.routers.fields import Text
 from app.routers.presentation import show_amount
 from app.routers.speech import SpeechFields
 from app.services import Services
+from app.services.calls import as_told
 from app.services.live import LiveSession, Spoken
 
 log = structlog.get_logger(__name__)
@@ -65,9 +66,9 @@ async def stream_speech(websocket: WebSocket) -> None:
             await _refuse(websocket, error)
         except _GONE:
             raise
-        except Exception:
+        except Exception as error:
             log.exception("live_session_broke")
-            await _refuse(websocket, AppError())
+            await _refuse(websocket, as_told(error))
     except (*_GONE, TimeoutError):
         log.info("live_client_gone")
 

@@ -3,11 +3,13 @@
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Request
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, error_answers
 from app.routers.fields import Text
+from app.routers.idempotency import IdempotencyHeader, name_request, tell_repeat, telling_repeat
 from app.routers.presence import while_connected
 from app.routers.progress import show_progress
 from app.routers.speech import SpeechFields
@@ -71,13 +73,24 @@ async def synthesize_long(
     user: CurrentUser,
     request: Request,
     asked: Annotated[LongTextRequest, Body(openapi_examples=_EXAMPLES)],
+    response: Response,
+    key: IdempotencyHeader = None,
 ) -> Envelope[LongSpeech]:
     """Speak a long text: wait for the whole, or answer at once."""
-    started = await services.long_text.start(user.id, asked.parameters, asked.text, asked.subtitle)
+    texts, name = services.long_text, name_request(key, "synthesize-long", asked)
+    started, is_repeat = await services.repeats.once(
+        user.id,
+        name,
+        lambda: texts.start(user.id, asked.parameters, asked.text, asked.subtitle, name),
+        texts.recall,
+        is_answered=lambda _: True,
+    )
+    tell_repeat(response, is_repeat)
     if asked.background:
         on_its_way = LongSpeech(record_id=started.record_id, segments=started.segments, status="running")
         return Envelope(data=on_its_way)
-    call = await while_connected(request, services.long_text.wait(user.id, started.record_id))
+    with telling_repeat(is_repeat):
+        call = await while_connected(request, services.long_text.wait(user.id, started.record_id))
     shown = show_progress(call, services)
     return Envelope(
         data=LongSpeech(

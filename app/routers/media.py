@@ -1,18 +1,21 @@
-"""Locally stored audio, for players: whole or by ranges. Included only when storage is local."""
+"""Audio that lies on this machine, for players: whole or by ranges. What is in the store is played from there."""
 
 from pathlib import PurePosixPath
-from typing import Annotated, cast
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from app.audio import CONTENT_TYPES
 from app.errors import ObjectNotFound
 from app.routers.envelope import error_answers
-from app.storage import LocalStorage, is_private
+from app.storage import Storage, is_key, is_private
 
 # A key is never written twice with other content, so a player may keep what it has.
 HEADERS = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+# What is held may not be for everybody who asks a cache later, when the right to it has ended.
+HELD_HEADERS = {**HEADERS, "Cache-Control": "private, max-age=3600"}
+REDIRECT_HEADERS = {"Cache-Control": "no-store"}
 CONTENT_TYPES_BY_SUFFIX = {
     **{f".{format}": content_type for format, content_type in CONTENT_TYPES.items()},
     ".srt": "application/x-subrip; charset=utf-8",
@@ -22,29 +25,41 @@ CONTENT_TYPES_BY_SUFFIX = {
 router = APIRouter()
 
 
-async def local_storage(request: Request) -> LocalStorage:
-    """The application's storage, which is local wherever this router is included."""
-    return cast(LocalStorage, request.app.state.services.storage)
+async def _storage(request: Request) -> Storage:
+    storage: Storage = request.app.state.services.storage
+    return storage
 
 
 @router.head("/media/{key:path}", include_in_schema=False)
 @router.get(
     "/media/{key:path}",
     summary="播放音频文件",
-    description="返回本地存储的音频，支持 Range 断点续传与拖动播放。文件内容不会改变，可长期缓存。",
+    description=(
+        "返回保存在本机的音频，支持 Range 断点续传与拖动播放。文件内容不会改变，可长期缓存。"
+        "使用 OSS 时，OSS 不可用期间生成的音频暂由此地址播放，上传后转到 OSS 地址。"
+    ),
     response_class=FileResponse,
     responses={
         200: {"content": {content_type: {} for content_type in CONTENT_TYPES.values()}},
         206: {"description": "所请求的字节范围"},
+        307: {"description": "音频已在 OSS，转到 OSS 地址"},
         416: {"description": "请求的字节范围超出文件大小"},
         **error_answers(404),
     },
     tags=["媒体文件"],
 )
-def media(key: str, storage: Annotated[LocalStorage, Depends(local_storage)]) -> FileResponse:
-    """Serve a stored file. Raises ObjectNotFound for an unknown or private key and for every way out of the folder."""
-    if is_private(key):
+def media(key: str, request: Request, storage: Annotated[Storage, Depends(_storage)]) -> Response:
+    """Serve a file of this machine, or tell where in the store the object is.
+
+    Raises ObjectNotFound for an unknown or private key, for every way out of the folder, and for a missing signature.
+    """
+    if not is_key(key) or is_private(key) or not storage.admits(key, request.url.query):
         raise ObjectNotFound
-    path = storage.path(key)
+    try:
+        path = storage.path(key)
+    except ObjectNotFound:
+        if not storage.fetchable:
+            raise
+        return RedirectResponse(storage.url(key), headers=REDIRECT_HEADERS)
     content_type = CONTENT_TYPES_BY_SUFFIX.get(PurePosixPath(key).suffix, "application/octet-stream")
-    return FileResponse(path, media_type=content_type, headers=HEADERS)
+    return FileResponse(path, media_type=content_type, headers=HELD_HEADERS if storage.fetchable else HEADERS)

@@ -11,7 +11,7 @@ from app.routers.dependencies import CurrentListener, CurrentUser, ServicesDep, 
 from app.routers.envelope import Envelope, error_answers
 from app.routers.presentation import show_amount
 from app.services import Services
-from app.services.records import RecordedCall
+from app.services.history import RecordedCall
 
 router = APIRouter(prefix="/api/audio/records", tags=["历史记录"])
 RecordId = Annotated[int, Path(description="记录ID", ge=1, le=2**63 - 1)]
@@ -35,7 +35,7 @@ class Progress(BaseModel):
 
 
 async def _existing(services: ServicesDep, user: CurrentListener, record_id: RecordId) -> RecordedCall:
-    return await services.records.find(user.id, record_id, whole=False)
+    return await services.history.find(user.id, record_id, whole=False)
 
 
 @router.get(

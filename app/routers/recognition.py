@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.catalog import Language, recognition_models
@@ -10,6 +11,7 @@ from app.dashscope import RecognitionOrder
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, error_answers
 from app.routers.fields import Text
+from app.routers.idempotency import IdempotencyHeader, name_upload, tell_repeat
 from app.routers.presentation import show_amount
 from app.routers.uploads import AudioFields, read_upload
 
@@ -139,14 +141,25 @@ async def list_models(_: CurrentUser) -> Envelope[list[RecognitionModelInfo]]:
         "按文件内容而不是文件名判断，原样发送，不转码；\n"
         "- 更长的音频请使用 `/api/audio/asr/transcribe`。"
     ),
-    responses=error_answers(400, 401, 403, 429, 502, 504),
+    responses=error_answers(400, 401, 403, 409, 429, 502, 503, 504),
     openapi_extra={"requestBody": _body()},
 )
-async def recognize(services: ServicesDep, user: CurrentUser, request: Request) -> Envelope[RecognizedSpeech]:
+async def recognize(
+    services: ServicesDep, user: CurrentUser, request: Request, response: Response, key: IdempotencyHeader = None
+) -> Envelope[RecognizedSpeech]:
     """Recognise short audio while the client waits."""
     asked, audio = await read_upload(request, RecognitionRequest, services.decoding)
+    name = await name_upload(key, "recognize", asked, audio)
     order = RecognitionOrder(asked.model, asked.language, asked.enable_itn, asked.context)
-    done = await services.recognition.recognize(user.id, order, audio)
+    done, is_repeat = await services.repeats.once(
+        user.id,
+        name,
+        lambda: services.recognition.recognize(user.id, order, audio, name),
+        services.recognition.recall,
+        otherwise=audio.close,
+        has_left=request.is_disconnected,
+    )
+    tell_repeat(response, is_repeat)
     usage = RecognitionUsage(
         input_tokens=done.heard.input_tokens, output_tokens=done.heard.output_tokens, seconds=done.seconds
     )

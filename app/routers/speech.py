@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Depends
+from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,7 @@ from app.routers.audio_response import AudioResponse
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, error_answers
 from app.routers.fields import Text
+from app.routers.idempotency import IdempotencyHeader, name_request, tell_repeat
 from app.routers.presentation import show_amount
 from app.services.synthesis import MAX_TEXT_CHARS
 
@@ -115,26 +116,47 @@ _AUDIO_ANSWER: dict[int | str, dict[str, Any]] = {
         "将文本转换为语音。\n\n"
         "- `stream=false`：合成完成后保存音频，返回 URL、时长、字符数与费用；\n"
         "- `stream=true`：返回二进制音频流，边合成边传；同样的音频随后保存，可在历史记录中找到。"
-        "中途断开连接会停止合成，已合成的部分照常计费。"
+        "中途断开连接会停止合成，已合成的部分照常计费；带 `Idempotency-Key` 时不停止，重发即得到完整音频。"
     ),
     response_model=Envelope[Speech],
-    responses={**_AUDIO_ANSWER, **error_answers(400, 401, 403, 413, 429, 502, 504)},
+    responses={**_AUDIO_ANSWER, **error_answers(400, 401, 403, 409, 413, 429, 502, 503, 504)},
 )
 async def synthesize(
-    services: ServicesDep, user: CurrentUser, request: Annotated[SpeechRequest, Body(openapi_examples=_EXAMPLES)]
+    services: ServicesDep,
+    user: CurrentUser,
+    request: Request,
+    asked: Annotated[SpeechRequest, Body(openapi_examples=_EXAMPLES)],
+    response: Response,
+    key: IdempotencyHeader = None,
 ) -> Envelope[Speech] | Response:
     """Speak a text: kept and answered with its URL, or streamed while it is spoken."""
-    parameters = request.parameters
-    if request.stream:
-        listener = await services.synthesis.stream(user.id, parameters, request.text)
-        return AudioResponse(listener, CONTENT_TYPES[request.format])
-    spoken = await services.synthesis.synthesize(user.id, parameters, request.text)
+    speech, parameters, has_left = services.synthesis, asked.parameters, request.is_disconnected
+    name = name_request(key, "synthesize", asked)
+    if asked.stream:
+        listener, is_repeat = await services.repeats.once(
+            user.id,
+            name,
+            lambda: speech.stream(user.id, parameters, asked.text, name),
+            speech.replay,
+            has_left=has_left,
+        )
+        answer = AudioResponse(listener, CONTENT_TYPES[asked.format])
+        tell_repeat(answer, is_repeat)
+        return answer
+    spoken, is_repeat = await services.repeats.once(
+        user.id,
+        name,
+        lambda: speech.synthesize(user.id, parameters, asked.text, name),
+        speech.recall,
+        has_left=has_left,
+    )
+    tell_repeat(response, is_repeat)
     return Envelope(
         data=Speech(
             audio_url=spoken.url,
             duration=spoken.duration_ms / 1000,
-            format=request.format,
-            sample_rate=request.sample_rate,
+            format=asked.format,
+            sample_rate=asked.sample_rate,
             characters=spoken.characters,
             bill=show_amount(spoken.amount),
             record_id=spoken.record_id,

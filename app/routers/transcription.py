@@ -4,7 +4,7 @@ from typing import Annotated
 from zoneinfo import ZoneInfo
 
 import orjson
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import Response
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -13,7 +13,9 @@ from app.dashscope import TranscriptionOrder
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, enveloped, error_answers
 from app.routers.fields import Text
+from app.routers.idempotency import IdempotencyHeader, name_request, tell_repeat
 from app.routers.presentation import show_amount, show_task_time
+from app.services.repeats import has_ended
 from app.services.transcription import Task
 from app.transcripts import Transcript
 
@@ -97,21 +99,35 @@ TaskId = Annotated[str, Path(description="任务ID", max_length=200)]
         "提交长音频转写任务（最长 12 小时、2 GB），立即返回任务ID。"
         "转写结果与费用由后台自动收取并保存，即使没有人查询任务。"
     ),
-    responses=error_answers(400, 401, 403, 413, 429, 502, 504),
+    responses=error_answers(400, 401, 403, 409, 413, 429, 502, 503, 504),
 )
 async def transcribe(
-    services: ServicesDep, user: CurrentUser, request: TranscriptionRequest
+    services: ServicesDep,
+    user: CurrentUser,
+    request: Request,
+    asked: TranscriptionRequest,
+    response: Response,
+    key: IdempotencyHeader = None,
 ) -> Envelope[SubmittedTask]:
     """Submit long audio."""
     order = TranscriptionOrder(
-        model=request.model,
-        language=request.language,
-        enable_itn=request.enable_itn,
-        context=request.context,
-        channel_ids=tuple(request.channel_id),
-        enable_words=request.enable_words,
+        model=asked.model,
+        language=asked.language,
+        enable_itn=asked.enable_itn,
+        context=asked.context,
+        channel_ids=tuple(asked.channel_id),
+        enable_words=asked.enable_words,
     )
-    task = await services.transcription.submit(user.id, order, request.file_url)
+    name = name_request(key, "transcribe", asked)
+    task, is_repeat = await services.repeats.once(
+        user.id,
+        name,
+        lambda: services.transcription.submit(user.id, order, asked.file_url, name),
+        services.transcription.recall,
+        is_answered=lambda call: has_ended(call) or call.task is not None,
+        has_left=request.is_disconnected,
+    )
+    tell_repeat(response, is_repeat)
     return Envelope(data=SubmittedTask(task_id=task.task_id, task_status=task.status, record_id=task.record_id))
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.responses import Response
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
@@ -13,9 +14,11 @@ from app.models import Voice
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, error_answers
 from app.routers.fields import Text
+from app.routers.idempotency import IdempotencyHeader, name_upload, tell_repeat
 from app.routers.presence import while_connected
 from app.routers.presentation import show_task_time
 from app.routers.uploads import AudioUrlField, read_upload
+from app.services.repeats import has_ended
 
 PREFIX = "/api/audio/voice"
 # 10 MB of audio with the other fields.
@@ -162,7 +165,7 @@ def _body(request: type[AudioUrlField], example: dict[str, Any]) -> dict[str, An
         "- 新音色的状态为 `DEPLOYING`，用 `GET /api/audio/voice/{voice_id}?wait=30` 等到 `OK` 后即可合成；\n"
         "- 百炼没有及时响应时不会重复创建：会在百炼的音色列表中查找已创建的音色。"
     ),
-    responses=error_answers(400, 401, 403, 429, 502, 504),
+    responses=error_answers(400, 401, 403, 409, 429, 502, 503, 504),
     openapi_extra={
         "requestBody": _body(
             CloningRequest,
@@ -174,11 +177,23 @@ def _body(request: type[AudioUrlField], example: dict[str, Any]) -> dict[str, An
         )
     },
 )
-async def create_voice(services: ServicesDep, user: CurrentUser, request: Request) -> Envelope[CreatedVoice]:
+async def create_voice(
+    services: ServicesDep, user: CurrentUser, request: Request, response: Response, key: IdempotencyHeader = None
+) -> Envelope[CreatedVoice]:
     """Clone a voice."""
     asked, audio = await read_upload(request, CloningRequest, services.decoding)
+    name = await name_upload(key, "voice/create", asked, audio)
     order = CloningOrder(asked.target_model, asked.prefix, tuple(asked.language_hints or ()))
-    done = await services.cloning.create(user.id, order, audio)
+    done, is_repeat = await services.repeats.once(
+        user.id,
+        name,
+        lambda: services.cloning.create(user.id, order, audio, name),
+        services.cloning.recall,
+        is_answered=lambda call: has_ended(call) or bool(call.enrollment and call.enrollment.voice_id),
+        otherwise=audio.close,
+        has_left=request.is_disconnected,
+    )
+    tell_repeat(response, is_repeat)
     return Envelope(
         data=CreatedVoice(
             voice_id=done.voice_id, status=done.status, target_model=done.target_model, record_id=done.record_id

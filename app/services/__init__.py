@@ -27,22 +27,28 @@ from app.security import KeySealer, TokenSigner
 from app.services.accounts import AccountService
 from app.services.admission import SpeechAdmission
 from app.services.archive import SpeechArchive
+from app.services.budgets import BudgetService
 from app.services.cloning import CloningService
 from app.services.collection import TaskCollector
 from app.services.delivery import AudioDelivery
 from app.services.enrollments import OpenEnrollments
 from app.services.following import VoiceFollower
+from app.services.history import HistoryService
 from app.services.live import LiveService
 from app.services.longtext import LongTextService
 from app.services.narration import Tools
 from app.services.narrator import Narrator
 from app.services.recognition import RecognitionService
 from app.services.records import RecordService
+from app.services.repeats import RepeatService
 from app.services.samples import SampleService
+from app.services.seeking import TaskSeeker
 from app.services.segments import OpenTexts
+from app.services.submissions import OpenSubmissions
 from app.services.synthesis import SynthesisService
 from app.services.tasks import OpenTasks
 from app.services.transcription import TranscriptionService
+from app.services.usage import UsageService
 from app.services.voicebook import VoiceBook
 from app.services.voices import VoiceService
 from app.settings import Settings, load_secrets
@@ -66,7 +72,10 @@ class Services:
     limiter: RateLimiter
     prices: PriceList
     accounts: AccountService
-    records: RecordService
+    history: HistoryService
+    repeats: RepeatService
+    budgets: BudgetService
+    usage: UsageService
     synthesis: SynthesisService
     long_text: LongTextService
     live: LiveService
@@ -93,8 +102,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         resources.push_async_callback(database.close)
         if not settings.auto_migrate:
             await require_current_schema(database)
-        storage = await asyncio.to_thread(create_storage, settings)
+        storage = await asyncio.to_thread(create_storage, settings, secrets)
         resources.push_async_callback(storage.close)
+        bringing = asyncio.create_task(storage.run())
+        resources.push_async_callback(end_by_cancelling, bringing)
         limiter = RateLimiter(settings.redis_url)
         resources.push_async_callback(limiter.close)
         pool = ConnectionPool(handshake_seconds=settings.handshake_seconds)
@@ -104,23 +115,27 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         resources.push_async_callback(http.close)
 
         async def wait_for_turn(credential: Credential, model: str) -> None:
-            await limiter.wait(settings.upstream_rate, credential.fingerprint, model)
+            await limiter.wait(settings.upstream_rate, credential.fingerprint, model, party=credential.user)
 
         at_once = min(burst_of(settings.upstream_rate), MAX_SUBMISSIONS_AT_ONCE)
         speech = SpeechClient(pool, wait_for_turn, at_once, settings.upstream_timeout)
         signer = TokenSigner(secrets.jwt_secret, settings.token_ttl_seconds)
         sealer = KeySealer(secrets.credential_keys)
         accounts = AccountService(settings, database, signer, sealer, limiter, pool, speech)
-        records = RecordService(database)
+        archive = SpeechArchive(settings, storage)
+        records = RecordService(database, settings.zone, archive.measure_kept)
+        history = HistoryService(database)
+        budgets = BudgetService(database, settings.zone)
         leases = asyncio.create_task(records.keep_leases())
         resources.push_async_callback(end_by_cancelling, leases)
         in_flight = InFlight()
         resources.push_async_callback(in_flight.drain)
+        repeats = RepeatService(database, history, in_flight)
         uploads = UploadClient(http)
         delivery = AudioDelivery(settings, database, storage, uploads, in_flight)
 
         async def wait_for_enrollment(credential: Credential) -> None:
-            await limiter.wait(ENROLLMENT_RATE, credential.fingerprint, ENROLLMENT)
+            await limiter.wait(ENROLLMENT_RATE, credential.fingerprint, ENROLLMENT, party=credential.user)
 
         enrolling = EnrollmentClient(http, wait_for_enrollment)
         book = VoiceBook(database, enrolling, in_flight)
@@ -131,17 +146,16 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         follower = VoiceFollower(enrollments, book, accounts, enrolling, in_flight)
         following = asyncio.create_task(follower.run())
         resources.push_async_callback(end_by_cancelling, following)
-        cloning = CloningService(accounts, records, enrollments, follower, book, samples, enrolling, in_flight)
+        cloning = CloningService(accounts, records, enrollments, follower, book, samples, enrolling, repeats, in_flight)
         voices = VoiceService(accounts, book, samples, enrolling, in_flight)
-        archive = SpeechArchive(settings, storage)
-        admission = SpeechAdmission(accounts, voices)
+        admission = SpeechAdmission(accounts, voices, storage)
         synthesis = SynthesisService(prices, admission, records, speech, archive, storage, in_flight)
-        live = LiveService(settings, prices, admission, records, speech, archive, storage, limiter, in_flight)
+        live = LiveService(settings, prices, admission, records, budgets, speech, archive, storage, limiter, in_flight)
         texts = OpenTexts(database, records)
         narrator = Narrator(settings, Tools(texts, accounts, speech, storage, in_flight))
         narrating = asyncio.create_task(narrator.run())
         resources.push_async_callback(end_by_cancelling, narrating)
-        long_text = LongTextService(settings, prices, admission, archive, records, narrator, in_flight)
+        long_text = LongTextService(settings, prices, admission, archive, records, history, narrator, in_flight)
         recognition = RecognitionService(
             settings, prices, accounts, records, RecognitionClient(http), delivery, in_flight
         )
@@ -149,7 +163,13 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         collector = TaskCollector(OpenTasks(database, records), accounts, records, tasks, limiter, in_flight)
         collecting = asyncio.create_task(collector.run())
         resources.push_async_callback(end_by_cancelling, collecting)
-        transcription = TranscriptionService(prices, database, accounts, records, tasks, delivery, collector, in_flight)
+        submissions = OpenSubmissions(database, records)
+        seeker = TaskSeeker(submissions, accounts, tasks, collector, in_flight)
+        seeking = asyncio.create_task(seeker.run())
+        resources.push_async_callback(end_by_cancelling, seeking)
+        transcription = TranscriptionService(
+            prices, database, accounts, records, tasks, delivery, collector, in_flight, submissions, seeker
+        )
         yield Services(
             settings=settings,
             database=database,
@@ -157,7 +177,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             limiter=limiter,
             prices=prices,
             accounts=accounts,
-            records=records,
+            history=history,
+            repeats=repeats,
+            budgets=budgets,
+            usage=UsageService(database),
             synthesis=synthesis,
             long_text=long_text,
             live=live,

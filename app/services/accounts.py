@@ -111,7 +111,7 @@ class AccountService:
         stored then.
         """
         if verify:
-            await self._speech.verify(self._credential(api_key, region, workspace))
+            await self._speech.verify(self._credential(user_id, api_key, region, workspace))
         row = ApiKey(
             user_id=user_id,
             sealed=self._sealer.seal(api_key, user_id),
@@ -168,12 +168,12 @@ class AccountService:
             same_key = (ApiKey.user_id == user_id, ApiKey.sealed == row.sealed)
             async with self._database.transaction() as session:
                 await session.execute(update(ApiKey).where(*same_key).values(sealed=resealed))
-        return self._credential(api_key, row.region, row.workspace)
+        return self._credential(user_id, api_key, row.region, row.workspace)
 
-    def _credential(self, api_key: str, region: str, workspace: str | None) -> Credential:
+    def _credential(self, user_id: uuid.UUID, api_key: str, region: str, workspace: str | None) -> Credential:
         ws_url = self._settings.dashscope_ws_url or WS_URLS[region]
         http_url = self._settings.dashscope_http_url or HTTP_URLS[region]
-        return Credential(api_key, ws_url, http_url, workspace, region)
+        return Credential(api_key, ws_url, http_url, workspace, region, user=str(user_id))
 
     def _drop_connections(self, sealed: bytes, user_id: uuid.UUID) -> None:
         try:

@@ -16,6 +16,7 @@ from app.dashscope import Credential, SpeechParameters
 from app.errors import InvalidModel, InvalidRequest, InvalidVoice, ModelVoiceMismatch, TextTooLong
 from app.services.accounts import AccountService
 from app.services.voices import VoiceService
+from app.storage import Storage
 
 MAX_INSTRUCTION_CHARACTERS = 100  # Han counts 2 (PROTOCOL §1.9)
 
@@ -25,13 +26,18 @@ SSML_ROOT = "<speak"
 class SpeechAdmission:
     """Lets syntheses pass that the provider would not refuse, with the key that pays them."""
 
-    def __init__(self, accounts: AccountService, voices: VoiceService) -> None:
+    def __init__(self, accounts: AccountService, voices: VoiceService, storage: Storage) -> None:
         self._accounts = accounts
         self._voices = voices
+        self._storage = storage
 
     async def admit(self, user_id: uuid.UUID, parameters: SpeechParameters) -> Credential:
-        """Check model, voice and instruction, and open the user's key. Raises the AppError of what is wrong."""
+        """Check model, voice and instruction, and open the user's key. Raises the AppError of what is wrong.
+
+        That is StorageFull when what would be spoken now could not be kept.
+        """
         _check(parameters)
+        self._storage.require_room()
         credential = await self._accounts.credential(user_id)
         if find_voice(parameters.voice) is None:
             await self._voices.require_ready(credential, parameters.voice, parameters.model)
@@ -44,12 +50,20 @@ class SpeechAdmission:
     ) -> tuple[SpeechParameters, Credential]:
         """Check a whole text as well; SSML is recognised by its root element. Raises the AppError of what is wrong."""
         _check(parameters)
-        if not text.strip():
-            raise InvalidRequest("text 不能为空")
-        if len(text) > max_chars:
-            raise TextTooLong(f"text 有 {len(text)} 个字符，单次合成不能超过 {max_chars} 个字符")
-        parameters = replace(parameters, enable_ssml=_is_ssml(parameters, text))
+        parameters = _read_text(parameters, text, max_chars)
         return parameters, await self.admit(user_id, parameters)
+
+    async def assess_text(
+        self, user_id: uuid.UUID, parameters: SpeechParameters, text: str, max_chars: int
+    ) -> SpeechParameters:
+        """Check as much as can be known without a key and the provider; no voice is needed, so that it may be empty.
+
+        Raises the AppError of what is wrong.
+        """
+        _check(parameters, needs_voice=False)
+        if find_voice(parameters.voice) is not None:
+            _require_region(parameters, await self._accounts.region(user_id))
+        return _read_text(parameters, text, max_chars)
 
 
 def describe(parameters: SpeechParameters, text: str) -> str:
@@ -84,13 +98,23 @@ def read_description(model: str, asked: str) -> SpeechParameters:
     )
 
 
-def _check(parameters: SpeechParameters) -> None:
+def _check(parameters: SpeechParameters, *, needs_voice: bool = True) -> None:
     model = find_speech_model(parameters.model)
     if model is None:
         raise InvalidModel(f"无效的模型名称：{parameters.model[:64]}，可用模型见 /api/audio/tts/models")
-    voice = _find_paired_voice(parameters.voice, parameters.model)
+    has_voice = needs_voice or parameters.voice
+    voice = _find_paired_voice(parameters.voice, parameters.model) if has_voice else None
     if parameters.instruction:
         _check_instruction(parameters.instruction, takes=model.takes_instruction, voice=voice)
+
+
+def _read_text(parameters: SpeechParameters, text: str, max_chars: int) -> SpeechParameters:
+    """The parameters that a text is spoken with. Raises the AppError of what is wrong with it."""
+    if not text.strip():
+        raise InvalidRequest("text 不能为空")
+    if len(text) > max_chars:
+        raise TextTooLong(f"text 有 {len(text)} 个字符，单次合成不能超过 {max_chars} 个字符")
+    return replace(parameters, enable_ssml=_is_ssml(parameters, text))
 
 
 def _is_ssml(parameters: SpeechParameters, text: str) -> bool:

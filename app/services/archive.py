@@ -6,12 +6,19 @@ from datetime import datetime
 import structlog
 from anyio import to_thread
 
-from app.audio import CONTENT_TYPES, AudioFormat, correct_wav_header, measure_duration_ms
-from app.errors import InvalidAudio
+from app.audio import CONTENT_TYPES, PCM_FRAME_BYTES, AudioFormat, correct_wav_header, measure_duration_ms
+from app.dashscope import SpeechParameters
+from app.errors import InvalidAudio, ObjectNotFound
+from app.models import Record
+from app.services.admission import read_description
 from app.services.calls import OpenRecord
 from app.services.spool import Spool
 from app.settings import Settings
 from app.storage import Storage
+
+# More than speech usually takes: what is refused for want of room costs nothing, what has no room is lost.
+SECONDS_PER_CHARACTER = 0.4
+COMPRESSED_BYTES_PER_SECOND = 16_000
 
 log = structlog.get_logger(__name__)
 
@@ -28,14 +35,38 @@ class SpeechArchive:
         today = datetime.now(self._settings.zone).strftime("%Y%m%d")
         return f"audio/tts/{today}/{uuid.uuid4()}.{suffix}"
 
+    def require_room(self, parameters: SpeechParameters, text: str) -> None:
+        """Refuse speech that could not be kept, if that is known now. Raises StorageFull."""
+        is_plain = parameters.format in {"wav", "pcm"}
+        bytes_per_second = PCM_FRAME_BYTES * parameters.sample_rate if is_plain else COMPRESSED_BYTES_PER_SECOND
+        self._storage.require_room(int(len(text) * SECONDS_PER_CHARACTER / parameters.rate * bytes_per_second))
+
     async def keep(self, record: OpenRecord, spool: Spool, audio_format: AudioFormat, sample_rate: int) -> None:
         """Store what was spoken, byte for byte but for a WAV header with unknown sizes. Raises StorageError."""
         if audio_format == "wav":
             await to_thread.run_sync(correct_wav_header, spool.file)
-        key = self.new_key(audio_format)
-        await self._storage.put(key, spool.file, content_type=CONTENT_TYPES[audio_format])
+        key = record.planned_key or self.new_key(audio_format)
+        await self._storage.keep(key, spool.file, content_type=CONTENT_TYPES[audio_format])
         record.output_key = key
         try:
             record.duration_ms = await to_thread.run_sync(measure_duration_ms, spool.file, audio_format, sample_rate)
         except InvalidAudio:
             log.warning("provider_audio_undecodable", record_id=record.id, bytes=spool.size)
+
+    async def measure_kept(self, record: Record) -> int | None:
+        """The milliseconds of the audio that a process kept for a record before it died; None where there is none.
+
+        Raises StorageError.
+        """
+        if record.planned_key is None:
+            return None
+        parameters = read_description(record.model_name, record.input_data)
+        async with Spool() as spool:
+            try:
+                async with self._storage.open(record.planned_key) as chunks:
+                    async for chunk in chunks:
+                        await spool.write(chunk)
+                format, sample_rate = parameters.format, parameters.sample_rate
+                return await to_thread.run_sync(measure_duration_ms, spool.file, format, sample_rate)
+            except (ObjectNotFound, InvalidAudio):
+                return None

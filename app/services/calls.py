@@ -4,11 +4,15 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
+from app.database import is_outage
+from app.errors import AppError, NotReady
 from app.jobs import Claimed
 
 RecordType = Literal["tts", "asr", "voice"]
 Status = Literal["running", "succeeded", "failed", "cancelled", "abandoned", "interrupted"]
 CutOff = Literal["cancelled", "abandoned", "interrupted"]
+
+OUTAGE_SECONDS = 5  # after which a client may ask again
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +22,14 @@ class Price:
     unit: str
     per_unit: Decimal
     currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """A client's own name for a request, so that asking again is not ordering again. `digest` is of what he asks."""
+
+    key: str
+    digest: str
 
 
 @dataclass(slots=True)
@@ -30,12 +42,16 @@ class OpenRecord:
     provider_request_id: str | None = None
     input_data: str | None = None
     """What was asked, where that was not known from the beginning."""
+    planned_key: str | None = None
+    """Where the audio is to be kept: known before there is any, so that no crash loses what was kept already."""
     output_key: str | None = None
     output_text: str | None = None
     output_data: str | None = None
     duration_ms: int | None = None
     estimated: bool = False
     handed_over: bool = False
+    is_sent: bool = False
+    """Whether the provider may have taken the work on."""
     cut_off: CutOff | None = None
 
     @property
@@ -51,3 +67,12 @@ def reopened(claimed: Claimed[Any]) -> OpenRecord:
     return OpenRecord(
         record.id, price, quantity=record.expected_quantity, provider_request_id=claimed.row.provider_name
     )
+
+
+def as_told(failure: BaseException) -> AppError:
+    """What a client is told of a failure, whatever it was."""
+    if isinstance(failure, AppError):
+        return failure
+    if isinstance(failure, Exception) and is_outage(failure):
+        return NotReady("数据库暂时不可用，请稍后重试", retry_after_seconds=OUTAGE_SECONDS)
+    return AppError()

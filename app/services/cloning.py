@@ -18,16 +18,19 @@ import structlog
 from app.catalog import cloning_models, find_speech_model
 from app.completion import run_to_end
 from app.dashscope import CloningOrder, Credential, EnrollmentClient, VoiceReport, may_have_worked
+from app.database import outlast
 from app.errors import AppError, InvalidModel, InvalidRequest, UpstreamError, UpstreamTimeout
 from app.inflight import InFlight
 from app.jobs import CLAIM, again_in
 from app.models import Enrollment
 from app.services.accounts import AccountService
-from app.services.calls import OpenRecord, Price, Status
+from app.services.calls import IdempotencyKey, OpenRecord, Price, Status
 from app.services.delivery import AudioFile, AudioUrl
 from app.services.enrollments import ClaimedEnrollment, OpenEnrollments
 from app.services.following import VoiceFollower, listed_prefix
+from app.services.history import RecordedCall
 from app.services.records import RecordService
+from app.services.repeats import RepeatService
 from app.services.samples import HeldSample, SampleService
 from app.services.voicebook import VoiceBook
 
@@ -62,8 +65,10 @@ class CloningService:
         book: VoiceBook,
         samples: SampleService,
         client: EnrollmentClient,
+        repeats: RepeatService,
         in_flight: InFlight,
     ) -> None:
+        self._repeats = repeats
         self._accounts = accounts
         self._records = records
         self._enrollments = enrollments
@@ -73,15 +78,25 @@ class CloningService:
         self._client = client
         self._in_flight = in_flight
 
-    async def create(self, user_id: uuid.UUID, order: CloningOrder, audio: AudioUrl | AudioFile) -> Cloned:
+    async def create(
+        self, user_id: uuid.UUID, order: CloningOrder, audio: AudioUrl | AudioFile, name: IdempotencyKey | None = None
+    ) -> Cloned:
         """Have a voice made. Goes on to its end even if the caller does not wait for it; closes the audio.
 
         Where the answer to the same order was lost before, that one's voice is looked for first. Raises the AppError
         that tells the client what went wrong.
         """
-        return await asyncio.shield(self._in_flight.start(self._create(user_id, order, audio)))
+        return await asyncio.shield(self._in_flight.start(self._create(user_id, order, audio, name)))
 
-    async def _create(self, user_id: uuid.UUID, order: CloningOrder, audio: AudioUrl | AudioFile) -> Cloned:
+    def recall(self, call: RecordedCall) -> Cloned:
+        """The answer to an earlier order. Raises what it failed with."""
+        if call.enrollment is None or call.enrollment.voice_id is None:
+            raise call.failure
+        return Cloned(call.record.id, call.enrollment.voice_id, "DEPLOYING", call.enrollment.target_model)
+
+    async def _create(
+        self, user_id: uuid.UUID, order: CloningOrder, audio: AudioUrl | AudioFile, name: IdempotencyKey | None
+    ) -> Cloned:
         with closing(audio):
             sent = _as_sent(order)
             if find_speech_model(order.target_model) is None:
@@ -92,9 +107,13 @@ class CloningService:
                 digest = _digest(sent, sample)
                 lost = await self._enrollments.find_lost(user_id, credential.account, digest)
                 if lost is not None and (found := await self._look_for(lost)):
+                    if name is not None:
+                        await self._repeats.give_name(user_id, found.record_id, name)
                     return found
                 asked = _describe(order, audio)
-                async with self._records.running(user_id, "voice", order.target_model, asked, FREE) as record:
+                async with self._records.running(
+                    user_id, "voice", order.target_model, asked, FREE, name=name
+                ) as record:
                     return await self._order(user_id, credential, sent, sample, digest, record)
 
     async def _look_for(self, lost: Enrollment) -> Cloned | None:
@@ -146,6 +165,7 @@ class CloningService:
         async with self._enrollments.kept(claimed):
             try:
                 placed = await self._samples.place(user_id, credential, sample, record.id)
+                await self._records.foresee(record, 0)
             except BaseException as error:
                 status: Status = "interrupted" if isinstance(error, asyncio.CancelledError) else "failed"
                 await run_to_end(self._enrollments.fail(claimed, status, error))
@@ -163,7 +183,8 @@ class CloningService:
         return Cloned(record.id, voice_id, "DEPLOYING", order.target_model)
 
     async def _settle(self, claimed: ClaimedEnrollment, voice_id: str) -> None:
-        if not await self._enrollments.succeed(claimed, voice_id, is_told=True):
+        record_id = claimed.record.id
+        if not await outlast(lambda: self._enrollments.succeed(claimed, voice_id, is_told=True), record_id=record_id):
             log.error("voice_without_record", record_id=claimed.record.id, voice_id=voice_id)
         now = datetime.now(UTC).replace(microsecond=0)
         await self._book.note(claimed.row.account, VoiceReport(voice_id, "DEPLOYING", now, now), now)

@@ -6,9 +6,10 @@ A task ends together with its record, in one conditional update.
 import asyncio
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from anyio import CapacityLimiter, to_thread
@@ -50,6 +51,8 @@ UNFIT_BELIEVED = 6
 KEPT = timedelta(hours=27)
 GONE = "百炼平台已没有该任务（不存在或已超过 24 小时），结果无法取回，实际费用以百炼账单为准"
 
+Read = TypeVar("Read")
+
 
 class TaskCollector(Rounds[Transcription]):
     """Checks tasks: in the background with growing intervals, and at once when somebody asks."""
@@ -71,11 +74,36 @@ class TaskCollector(Rounds[Transcription]):
         self._limiter = limiter
         self._reading = CapacityLimiter(RESULTS_READ_AT_ONCE)
 
+    async def inspect(self, credential: Credential, task_id: str) -> TaskReport:
+        """Ask the provider how a task is doing, in turn. Raises the AppError that kept it from an answer."""
+        try:
+            async with asyncio.timeout(INSPECTION_SECONDS):
+                await self.wait_for_turn(credential)
+                return await self._client.inspect(credential, task_id)
+        except TimeoutError:
+            raise UpstreamTimeout from None
+
+    async def wait_for_turn(self, credential: Credential) -> None:
+        """Wait until the task API may be asked: all that is asked of it shares one rate limit."""
+        await self._limiter.wait(QUERY_RATE, credential.fingerprint, "tasks", party=credential.user)
+
+    async def read(self, credential: Credential, url: str, understand: Callable[[bytes], Read]) -> Read:
+        """Fetch a result file and make something of it. Raises the AppError that kept it from that."""
+        async with Spool() as spool:
+            try:
+                async with asyncio.timeout(FETCH_SECONDS):
+                    await self._client.fetch(credential, url, spool.write)
+            except TimeoutError:
+                raise UpstreamTimeout from None
+            async with self._reading:
+                content = await to_thread.run_sync(spool.read)
+                return await compute(len(content), understand, content)
+
     async def _ask(self, claimed: ClaimedTask) -> dict[str, Any]:
         """Ask the provider once, and act on what it says. Gives what is to be noted if the task goes on."""
         task = claimed.row
         credential = await self._accounts.credential(task.user_id)
-        report = await self._inspect(credential, task.task_id)
+        report = await self.inspect(credential, task.task_id)
         match report.status:
             case "PENDING" | "RUNNING":
                 if claimed.age > KEPT:
@@ -94,14 +122,6 @@ class TaskCollector(Rounds[Transcription]):
             case _:
                 return await self._collect(claimed, credential, report)
         return {}
-
-    async def _inspect(self, credential: Credential, task_id: str) -> TaskReport:
-        try:
-            async with asyncio.timeout(INSPECTION_SECONDS):
-                await self._limiter.wait(QUERY_RATE, credential.fingerprint, "tasks")
-                return await self._client.inspect(credential, task_id)
-        except TimeoutError:
-            raise UpstreamTimeout from None
 
     async def _collect(self, claimed: ClaimedTask, credential: Credential, report: TaskReport) -> dict[str, Any]:
         """Fetch the result of a task that is done, and end it."""
@@ -140,15 +160,7 @@ class TaskCollector(Rounds[Transcription]):
             return digest(tuple(Transcript(channel_id=channel) for channel in channels), AudioInfo())
         if not report.result_url:
             raise UpstreamError("百炼平台没有给出转写结果的地址")
-        async with Spool() as spool:
-            try:
-                async with asyncio.timeout(FETCH_SECONDS):
-                    await self._client.fetch(credential, report.result_url, spool.write)
-            except TimeoutError:
-                raise UpstreamTimeout from None
-            async with self._reading:
-                content = await to_thread.run_sync(spool.read)
-                return await compute(len(content), digest_result, content)
+        return await self.read(credential, report.result_url, digest_result)
 
     def _is_hopeless(self, claimed: ClaimedTask) -> bool:
         return claimed.age > KEPT

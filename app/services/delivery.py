@@ -103,7 +103,7 @@ class AudioDelivery:
             found = await self.locate(user_id, audio)
             if isinstance(found, str):
                 yield found
-            elif self._storage.fetchable:
+            elif self._storage.is_fetchable(found.key):
                 yield self._storage.url(found.key)
             else:
                 spool = await held.enter_async_context(Spool())
@@ -124,8 +124,9 @@ class AudioDelivery:
             return require_public_url(audio.url, audio.field)
         if is_private(key):
             raise _absent(audio.field)
-        # Reading with our own rights is for the owner: others pass on whatever right their URL carries.
-        if self._storage.fetchable and not await self._owns(user_id, key):
+        # Reading with our own rights is for the owner, and for whoever may play it through us. Others pass on whatever
+        # right their URL carries.
+        if self._storage.fetchable and not self._storage.grants(audio.url) and not await self._owns(user_id, key):
             return audio.url
         return StoredAudio(key, audio.field)
 

@@ -11,8 +11,12 @@ from app.errors import AppError
 class Audience:
     """Whom a synthesis is spoken to. This one is empty: the plain call only wants the stored audio."""
 
-    left = False
     dismissed = False
+
+    @property
+    def has_abandoned(self) -> bool:
+        """Whether nobody wants the speech any more."""
+        return False
 
     def welcome(self, record_id: int) -> None:
         """Tell which record the synthesis has."""
@@ -33,11 +37,14 @@ class Audience:
 class Listener(Audience):
     """A client of a streamed synthesis: chunks pass one by one, and the speaker learns when nobody listens any more.
 
-    At most one chunk waits; a slow client slows the speaker down, and through it the provider.
+    At most one chunk waits; a slow client slows the speaker down, and through it the provider. `is_awaited` says that
+    somebody will ask for the whole again: the speech goes on although the listener leaves.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_awaited: bool = False) -> None:
         self._inlet, self._outlet = anyio.create_memory_object_stream[bytes](1)
+        self._is_awaited = is_awaited
+        self._began = asyncio.Event()
         self._ended = False
         self._failure: AppError | None = None
         self._on_leave: Callable[[], object] | None = None
@@ -45,12 +52,23 @@ class Listener(Audience):
         self.dismissed = False
         self.record_id: int | None = None
 
+    @property
+    def has_abandoned(self) -> bool:
+        return self.left and not self._is_awaited
+
     def welcome(self, record_id: int) -> None:
         self.record_id = record_id
+        self._began.set()
+
+    async def welcomed(self) -> None:
+        """Wait until there is a record. Raises why there is none."""
+        await self._began.wait()
+        if self.record_id is None and self._failure is not None:
+            raise self._failure
 
     def on_leave(self, call: Callable[[], object]) -> None:
         self._on_leave = call
-        if self.left:
+        if self.has_abandoned or self.dismissed:
             call()
 
     async def hear(self, chunk: bytes) -> None:
@@ -64,6 +82,7 @@ class Listener(Audience):
             self._ended = True
             self._failure = failure
             self._inlet.close()
+            self._began.set()
 
     def end_within(self, seconds: float, failure: AppError | None = None) -> None:
         asyncio.get_running_loop().call_later(seconds, self.end, failure)
@@ -84,7 +103,7 @@ class Listener(Audience):
             return
         self.left = True
         self._outlet.close()
-        if self._on_leave is not None:
+        if self._on_leave is not None and (self.has_abandoned or self.dismissed):
             self._on_leave()
 
     def dismiss(self) -> None:

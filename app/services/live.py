@@ -5,12 +5,13 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Literal
 
 import anyio
 import structlog
 
-from app.catalog import PriceList
+from app.catalog import PriceList, count_characters
 from app.dashscope import Credential, SpeechClient, SpeechParameters
 from app.database import UNAVAILABLE
 from app.errors import AppError, IdleTimeout, NotReady, UpstreamError
@@ -18,7 +19,8 @@ from app.inflight import InFlight
 from app.ratelimit import RateLimiter
 from app.services.admission import SpeechAdmission, describe
 from app.services.archive import SpeechArchive
-from app.services.calls import OpenRecord, Price
+from app.services.budgets import BudgetService
+from app.services.calls import OpenRecord, Price, as_told
 from app.services.inbox import Inbox, Mark
 from app.services.records import RecordService
 from app.services.spool import Spool
@@ -50,6 +52,7 @@ class LiveService:
         prices: PriceList,
         admission: SpeechAdmission,
         records: RecordService,
+        budgets: BudgetService,
         speech: SpeechClient,
         archive: SpeechArchive,
         storage: Storage,
@@ -60,6 +63,7 @@ class LiveService:
         self.prices = prices
         self.admission = admission
         self.records = records
+        self.budgets = budgets
         self.speech = speech
         self.archive = archive
         self.storage = storage
@@ -128,9 +132,9 @@ class LiveSession:
                 await self._serve()
         except AppError as error:
             self._failure = self._failure or error
-        except Exception:
+        except Exception as error:
             log.exception("live_session_broke")
-            self._failure = self._failure or AppError()
+            self._failure = self._failure or as_told(error)
         finally:
             self._inlet.close()
 
@@ -162,6 +166,7 @@ class LiveSession:
         utterance = Utterance(
             tools.speech,
             tools.records,
+            partial(tools.budgets.hold_back, self._user_id),
             self._parameters,
             self._inbox,
             settings.stream_idle_seconds,
@@ -185,15 +190,17 @@ class LiveSession:
         """Speak, keep and settle, whatever becomes of the client."""
         tools, parameters = self._tools, self._parameters
         price = Price("character", tools.prices.per_character(parameters.model), tools.prices.currency)
+        asked, characters = describe(parameters, first), count_characters(first)
 
         async def hear(samples: bytes) -> None:
             if utterance.cut_off is None:
                 await self._tell((utterance, samples))
 
         async with (
-            tools.records.running(self._user_id, "tts", parameters.model, describe(parameters, first), price) as record,
+            tools.records.running(self._user_id, "tts", parameters.model, asked, price, characters) as record,
             Spool() as spool,
         ):
+            record.planned_key = tools.archive.new_key(parameters.format)
             failure = await self._speak(utterance, credential, record, first, spool, hear)
             if spool.size:
                 await tools.archive.keep(record, spool, parameters.format, parameters.sample_rate)

@@ -5,20 +5,22 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from decimal import Decimal
 from typing import Literal
 
-from app.catalog import PriceList
+from app.catalog import PriceList, count_characters
 from app.computation import compute
 from app.dashscope import SpeechParameters
-from app.errors import AppError, Cancelled, InvalidRequest, NotCancellable, NotReady, UpstreamError
+from app.database import outlast
+from app.errors import Cancelled, InvalidRequest, NotCancellable, NotReady
 from app.inflight import InFlight
 from app.models import LongText, Segment
 from app.services.admission import SpeechAdmission, describe
 from app.services.archive import SpeechArchive
-from app.services.calls import Price
+from app.services.calls import IdempotencyKey, Price
+from app.services.history import HistoryService, RecordedCall
 from app.services.narrator import Narrator
-from app.services.records import RecordedCall, RecordService
+from app.services.records import RecordService
 from app.settings import Settings
 from app.splitting import is_silent, split_text
 from app.ssml import split_ssml
@@ -39,6 +41,15 @@ class StartedText:
     segments: int
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a text will count and cost, and in how many segments."""
+
+    characters: int
+    segments: int
+    amount: Decimal
+
+
 class LongTextService:
     """What users do with long texts; the narrator does the work."""
 
@@ -49,6 +60,7 @@ class LongTextService:
         admission: SpeechAdmission,
         archive: SpeechArchive,
         records: RecordService,
+        history: HistoryService,
         narrator: Narrator,
         in_flight: InFlight,
     ) -> None:
@@ -57,20 +69,22 @@ class LongTextService:
         self._admission = admission
         self._archive = archive
         self._records = records
+        self._history = history
         self._narrator = narrator
         self._in_flight = in_flight
 
     async def start(
-        self, user_id: uuid.UUID, parameters: SpeechParameters, text: str, subtitle: SpeechSubtitle | None
+        self,
+        user_id: uuid.UUID,
+        parameters: SpeechParameters,
+        text: str,
+        subtitle: SpeechSubtitle | None,
+        name: IdempotencyKey | None = None,
     ) -> StartedText:
         """Have a text spoken, whatever becomes of who asked. Raises the AppError of what is wrong with it."""
         max_chars = self._settings.long_text_max_chars
         parameters, _ = await self._admission.admit_text(user_id, parameters, text, max_chars)
-        at_once = self._settings.long_text_parallelism
-        split = split_ssml if parameters.enable_ssml else partial(split_text, at_once=at_once)
-        segments = await compute(len(text.encode()), split, text)
-        if len(segments) > 1 and all(map(is_silent, segments)):
-            raise InvalidRequest("text 中没有可朗读的内容")
+        segments, characters = await self._plan(parameters, text)
         price = Price("character", self._prices.per_character(parameters.model), self._prices.currency)
 
         def rows(record_id: int) -> list[LongText | Segment]:
@@ -86,22 +100,46 @@ class LongTextService:
             return [job, *(Segment(record_id=record_id, number=n, text=each) for n, each in enumerate(segments))]
 
         asked = describe(parameters, text)
-        record_id = await self._records.open_job(user_id, "tts", parameters.model, asked, price, rows)
+        model = parameters.model
+        record_id = await self._records.open_job(user_id, "tts", model, asked, price, rows, characters, name)
         self._narrator.wake()
         return StartedText(record_id, len(segments))
+
+    async def estimate(self, user_id: uuid.UUID, parameters: SpeechParameters, text: str) -> Estimate:
+        """What a text will cost, if nothing has to be bought twice. Nobody is asked; the voice may be left empty.
+
+        Raises the AppError of what is wrong with it.
+        """
+        max_chars = self._settings.long_text_max_chars
+        parameters = await self._admission.assess_text(user_id, parameters, text, max_chars)
+        segments, characters = await self._plan(parameters, text)
+        return Estimate(characters, len(segments), characters * self._prices.per_character(parameters.model))
+
+    async def _plan(self, parameters: SpeechParameters, text: str) -> tuple[list[str], int]:
+        """The segments that a text is spoken in, and what they will count in all. Raises InvalidRequest."""
+        at_once = self._settings.long_text_parallelism
+        return await compute(len(text.encode()), _split, text, parameters.enable_ssml, at_once)
+
+    def recall(self, call: RecordedCall) -> StartedText:
+        """The text that an earlier request has started."""
+        return StartedText(call.record.id, call.long_text.segments_total if call.long_text else 1)
 
     async def wait(self, user_id: uuid.UUID, record_id: int) -> RecordedCall:
         """Wait until a text is spoken. Raises what it failed with, Cancelled, or NotReady when this process ends."""
         bell = self._narrator.bell(record_id)
-        while (call := await self._records.find(user_id, record_id, whole=False)).record.status == "running":
+        while (call := await self._look(user_id, record_id)).record.status == "running":
             if self._in_flight.hurried:
                 raise NotReady(f"服务正在重启，合成会在后台继续，请稍后查询记录 {record_id}")
             await bell.wait(LOOK_SECONDS)
         if call.record.status == "cancelled":
             raise Cancelled
         if call.record.status != "succeeded":
-            raise _failure(call)
+            raise call.failure
         return call
+
+    async def _look(self, user_id: uuid.UUID, record_id: int) -> RecordedCall:
+        """The record, once the database tells it: the work goes on meanwhile."""
+        return await outlast(lambda: self._history.find(user_id, record_id, whole=False), record_id=record_id)
 
     async def follow(self, user_id: uuid.UUID, record_id: int) -> AsyncIterator[RecordedCall]:
         """The record now, at every change, and at last at its end. Raises RecordNotFound.
@@ -111,7 +149,7 @@ class LongTextService:
         bell = self._narrator.bell(record_id)
         shown: object = None
         while not self._in_flight.hurried:
-            call = await self._records.find(user_id, record_id, whole=False)
+            call = await self._history.find(user_id, record_id, whole=False)
             state = (call.record.status, call.amount, call.long_text and call.long_text.segments_done)
             if state != shown:
                 shown = state
@@ -126,7 +164,7 @@ class LongTextService:
 
         Raises RecordNotFound, NotCancellable, or NotReady when the end takes too long.
         """
-        call = await self._records.find(user_id, record_id, whole=False)
+        call = await self._history.find(user_id, record_id, whole=False)
         if call.record.status != "running":
             return call
         if call.long_text is None:
@@ -135,20 +173,16 @@ class LongTextService:
             async with asyncio.timeout(CANCELLING_SECONDS):
                 await self._narrator.cancel(record_id)
                 bell = self._narrator.bell(record_id)
-                while (call := await self._records.find(user_id, record_id, whole=False)).record.status == "running":
+                while (call := await self._history.find(user_id, record_id, whole=False)).record.status == "running":
                     await bell.wait(LOOK_SECONDS)
         except TimeoutError:
             raise NotReady("正在取消，请稍后查询记录") from None
         return call
 
 
-def _failure(call: RecordedCall) -> AppError:
-    """What the record failed with, as the process that worked on it would have told it."""
-    for kind in _every_error(AppError):
-        if kind.code == call.record.error:
-            return kind(call.record.error_message)
-    return UpstreamError(call.record.error_message)
-
-
-def _every_error(kind: type[AppError]) -> list[type[AppError]]:
-    return [kind, *(error for child in kind.__subclasses__() for error in _every_error(child))]
+def _split(text: str, is_ssml: bool, at_once: int) -> tuple[list[str], int]:
+    segments = split_ssml(text) if is_ssml else split_text(text, at_once)
+    bought = [each for each in segments if not is_silent(each)] if len(segments) > 1 else segments
+    if not bought:
+        raise InvalidRequest("text 中没有可朗读的内容")
+    return segments, sum(count_characters(each, ssml=is_ssml) for each in bought)

@@ -23,7 +23,7 @@ from app.completion import end_by_cancelling, run_to_end
 from app.computation import compute
 from app.dashscope import Interruption, SpeechClient, SpeechParameters, Timeline, Usage, may_pass
 from app.database import UNAVAILABLE
-from app.errors import Abandoned, AppError, NotReady, StorageError, UnclearAnswer
+from app.errors import Abandoned, AppError, NotReady, StorageError, StorageFull, UnclearAnswer
 from app.inflight import InFlight
 from app.joining import samples_to_ms
 from app.models import Segment
@@ -215,6 +215,10 @@ class Narration:
         """Have a segment spoken, again if need be, and keep it. The turn ends once its text is on its way."""
         tries = pauses = 0
         while not self._is_useless(number):
+            if not self._can_be_kept():
+                pauses += 1
+                await self.pause(pauses)
+                continue
             with ExitStack() as passing:
                 spool = Spool()
                 passing.callback(spool.file.close)
@@ -234,6 +238,15 @@ class Narration:
             pauses += 1
             log.info("segment_retried", record_id=self._record_id, number=number, error=type(failure).__name__)
             await self.pause(pauses)
+
+    def _can_be_kept(self) -> bool:
+        """Whether what is bought now can be kept. To wait for that is nobody's failure, however long it takes."""
+        try:
+            self._storage.require_room()
+        except StorageFull:
+            self._progress_at = asyncio.get_running_loop().time()
+            return False
+        return True
 
     def _is_useless(self, number: int) -> bool:
         """Whether it is of no use to buy a segment now; one before the segment that failed still is."""
@@ -287,15 +300,15 @@ class Narration:
         return None, was_bought
 
     async def _store(self, number: int, spool: Spool, timeline: Timeline, text: str) -> SpokenSegment:
-        """Put the samples where any process finds them, as soon as the store is there.
+        """Put the samples where they are found again, as soon as the store or this machine's disk takes them.
 
-        Raises StorageError only when there is no time to wait for it.
+        Raises StorageError only when there is no time to wait for that.
         """
         key = work_key(self._record_id, number)
         pauses = 0
         while True:
             try:
-                await self._storage.put(key, spool.file, content_type=SAMPLES_TYPE)
+                await self._storage.keep(key, spool.file, content_type=SAMPLES_TYPE)
                 break
             except StorageError:
                 pauses += 1

@@ -35,6 +35,7 @@ DEATHS_BELIEVED = 20
 # How long a text may wait for a store that is away, or for whatever else keeps it from its end.
 KEPT = timedelta(days=7)
 JOINING_TRIES = 40
+CLEARING_SECONDS = 30.0
 SUBTITLE_TYPES: dict[CaptionFormat, str] = {"srt": "application/x-subrip", "vtt": "text/vtt"}
 _STATUSES: dict[Ending, Status] = {"spoken": "succeeded", "cancelled": "cancelled", "failed": "failed"}
 
@@ -70,7 +71,8 @@ class Narrator(Rounds[LongText]):
                 await self._give_up(claimed, UpstreamError("合成多次中断，已放弃，已产生的费用照常计算"))
             elif not await self._narrate(claimed):
                 return again_in(0)
-        await self._clear(claimed)
+        if not await self._clear(claimed):
+            return again_in(CLEARING_SECONDS)
         return {}
 
     async def _narrate(self, claimed: ClaimedText) -> bool:
@@ -106,8 +108,8 @@ class Narrator(Rounds[LongText]):
     async def _join(self, narration: Narration, key: str, asked: SpeechParameters) -> int:
         """Make one file of the segments while they come, and store it. Gives its length in milliseconds, 0 for none.
 
-        It holds the text from its start to the first hole. A store that is away is waited for; raises StorageError when
-        there is no time for that.
+        It holds the text from its start to the first hole. A store that is away with some of it is waited for; raises
+        StorageError when there is no time for that.
         """
         pauses = 0
         while True:
@@ -115,7 +117,7 @@ class Narrator(Rounds[LongText]):
                 async with Spool() as whole:
                     duration_ms = await self._fill(narration, whole.file, asked)
                     if duration_ms:
-                        await self._storage.put(key, whole.file, content_type=CONTENT_TYPES[asked.format])
+                        await self._storage.keep(key, whole.file, content_type=CONTENT_TYPES[asked.format])
                 return duration_ms
             except (StorageError, ObjectNotFound, OSError) as error:
                 log.warning("joining_failed", key=key, error=type(error).__name__)
@@ -152,18 +154,26 @@ class Narrator(Rounds[LongText]):
         subtitle = await to_thread.run_sync(write_captions, segments, sample_rate, format)
         async with Spool() as spool:
             await spool.write(subtitle.encode())
-            await self._storage.put(key, spool.file, content_type=SUBTITLE_TYPES[format])
+            await self._storage.keep(key, spool.file, content_type=SUBTITLE_TYPES[format])
 
     async def _end(self, claimed: ClaimedText, ending: Ending, failure: AppError | None, record: OpenRecord) -> bool:
         ended = await self._texts.end(claimed, _STATUSES[ending], failure if ending == "failed" else None, record)
         self._ring(record.id)
         return ended
 
-    async def _clear(self, claimed: ClaimedText) -> None:
-        """Remove what was stored on the way. Raises StorageError; it is tried again then."""
+    async def _clear(self, claimed: ClaimedText) -> bool:
+        """Remove what was stored on the way. False if a store that is away keeps some of it: it is tried again then."""
+        are_gone = True
         for number in range(claimed.row.segments_total):
-            await self._storage.delete(work_key(claimed.record.id, number))
-        await self._texts.clear(claimed)
+            try:
+                await self._storage.delete(work_key(claimed.record.id, number))
+            except StorageError:
+                are_gone = False  # what is held on this machine goes all the same
+        if are_gone:
+            await self._texts.clear(claimed)
+        else:
+            log.warning("text_not_cleared", record_id=claimed.record.id)
+        return are_gone
 
     def _ring(self, record_id: int) -> None:
         if bell := self._bells.get(record_id):

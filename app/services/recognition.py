@@ -11,12 +11,13 @@ from decimal import Decimal
 import structlog
 
 from app.catalog import PriceList
-from app.dashscope import InlineAudio, Recognition, RecognitionClient, RecognitionOrder
-from app.errors import AudioTooLong, InvalidAudio
+from app.dashscope import InlineAudio, Recognition, RecognitionClient, RecognitionOrder, may_have_worked
+from app.errors import AudioTooLong, ConnectionLost, InvalidAudio, UpstreamTimeout
 from app.inflight import InFlight
 from app.services.accounts import AccountService
-from app.services.calls import OpenRecord, Price
+from app.services.calls import IdempotencyKey, OpenRecord, Price
 from app.services.delivery import MAX_AUDIO_BYTES, AudioDelivery, AudioFile, AudioUrl, HeldAudio
+from app.services.history import RecordedCall
 from app.services.recognizers import require_recognizer
 from app.services.records import RecordService
 from app.settings import Settings
@@ -58,14 +59,43 @@ class RecognitionService:
         self._delivery = delivery
         self._in_flight = in_flight
 
-    async def recognize(self, user_id: uuid.UUID, order: RecognitionOrder, audio: AudioUrl | AudioFile) -> Recognized:
+    async def recognize(
+        self,
+        user_id: uuid.UUID,
+        order: RecognitionOrder,
+        audio: AudioUrl | AudioFile,
+        name: IdempotencyKey | None = None,
+    ) -> Recognized:
         """Recognise audio. Goes on to its end even if the caller does not wait for it; closes the audio.
 
         Raises the AppError that tells the client what went wrong.
         """
-        return await asyncio.shield(self._in_flight.start(self._perform(user_id, order, audio)))
+        return await asyncio.shield(self._in_flight.start(self._perform(user_id, order, audio, name)))
 
-    async def _perform(self, user_id: uuid.UUID, order: RecognitionOrder, audio: AudioUrl | AudioFile) -> Recognized:
+    def recall(self, call: RecordedCall) -> Recognized:
+        """The answer to a recognition that has its end, told from its record. Raises what it failed with."""
+        record = call.record
+        if record.status != "succeeded":
+            raise call.failure
+        known = json.loads(record.output_data or "{}")
+        heard = Recognition(
+            text=record.output_text or "",
+            language=known.get("language"),
+            emotion=known.get("emotion"),
+            input_tokens=known.get("input_tokens", 0),
+            output_tokens=known.get("output_tokens", 0),
+            seconds=known.get("seconds"),
+            request_id=call.bill.provider_request_id if call.bill else None,
+        )
+        return Recognized(record.id, heard, call.bill.quantity if call.bill else 0, call.amount)
+
+    async def _perform(
+        self,
+        user_id: uuid.UUID,
+        order: RecognitionOrder,
+        audio: AudioUrl | AudioFile,
+        name: IdempotencyKey | None,
+    ) -> Recognized:
         with closing(audio):
             require_recognizer(order.model, order.context, call_type="sync")
             credential = await self._accounts.credential(user_id)
@@ -73,25 +103,34 @@ class RecognitionService:
             max_ms = self._settings.asr_max_seconds * 1000
             async with (
                 self._delivery.admitted(user_id, audio, MAX_AUDIO_BYTES, max_ms) as admitted,
-                self._records.running(user_id, "asr", order.model, _describe(order, audio, admitted), price) as record,
+                self._records.running(
+                    user_id,
+                    "asr",
+                    order.model,
+                    _describe(order, audio, admitted),
+                    price,
+                    _seconds_of(admitted) or self._settings.asr_max_seconds,
+                    name,
+                ) as record,
                 AsyncExitStack() as stack,
             ):
                 sent: InlineAudio | str | None = self._delivery.inline(admitted)
                 if sent is None:
                     sent = await stack.enter_async_context(self._delivery.addressed(credential, order.model, admitted))
                 expected = _seconds_of(admitted)
-                if expected:
-                    await self._records.foresee(record, expected)
+                at_least = expected or MIN_SECONDS  # no recognition costs less
+                await self._records.foresee(record, at_least)
                 try:
                     heard = await self._client.recognize(credential, order, sent)
-                except asyncio.CancelledError:
-                    record.quantity, record.estimated = expected, True
+                except (asyncio.CancelledError, ConnectionLost, UpstreamTimeout) as error:
+                    if isinstance(error, asyncio.CancelledError) or may_have_worked(error):
+                        record.quantity, record.estimated = at_least, True
                     raise
                 except AudioTooLong:
                     if 0 < expected <= MIN_SECONDS:
                         raise InvalidAudio(f"音频太短，至少需要 {MIN_SECONDS} 秒") from None
                     raise
-                _note(record, heard, expected)
+                _note(record, heard, at_least)
         return Recognized(record.id, heard, record.quantity, record.amount)
 
 
@@ -107,7 +146,7 @@ def _note(record: OpenRecord, heard: Recognition, expected: int) -> None:
     record.provider_request_id = heard.request_id
     record.quantity, record.estimated = (expected, True) if heard.seconds is None else (heard.seconds, False)
     if heard.seconds is None:
-        log.warning("provider_counted_nothing", record_id=record.id, billed_seconds=expected)
+        log.warning("provider_counted_nothing", record_id=record.id, billed_seconds=record.quantity)
     record.duration_ms = record.quantity * 1000
     record.output_text = heard.text
     known = {name: value for name, value in asdict(heard).items() if name in _DATA_KEPT and value is not None}

@@ -10,66 +10,60 @@ A record is opened before the provider is asked and reaches exactly one end:
 
 Every transition is one conditional UPDATE from `running`, in one transaction with the bill line. Two ways lead back,
 both before anything was billed: a process that was only thought to be dead hands over the task that it got meanwhile,
-and a voice that had been given up for lost turns up.
+and a voice or a task that had been given up for lost turns up.
 """
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
+from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Executable, exists, func, select, true, update
-from sqlalchemy.orm import defer, undefer
+from sqlalchemy import ColumnElement, Executable, case, exists, func, literal, null, select, true, update
+from sqlalchemy.exc import IntegrityError
 
 from app.completion import run_to_end
-from app.database import UNAVAILABLE, Database
-from app.errors import AppError, NotReady, RecordNotFound
-from app.models import PROVIDER_ID_CHARS, Bill, Enrollment, LongText, Record, Table, Transcription, Watched
-from app.services.calls import OpenRecord, Price, RecordType, Status
+from app.dashscope import may_have_worked
+from app.database import UNAVAILABLE, Database, outlast
+from app.errors import AppError, AskedBefore, HandshakeTimeout, NotReady, StorageError, UpstreamError
+from app.models import PROVIDER_ID_CHARS, Bill, Money, Record, Table, UtcDateTime, Watched
+from app.services.budgets import require_budget
+from app.services.calls import IdempotencyKey, OpenRecord, Price, RecordType, Status, as_told
 
 log = structlog.get_logger(__name__)
 
 LEASE = timedelta(seconds=30)
 HEARTBEAT_SECONDS = 10.0
-SETTLE_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
-_REOPENED = {"status": "running", "lease_expires_at": None, "finished_at": None, "error": None, "error_message": None}
+# How long a store that is away is waited for, to find what a dead process had kept already.
+RECOVERY_PATIENCE = timedelta(seconds=20)
+UNCOUNTED = "（没有收到用量，未计费；如百炼已处理，以百炼账单为准）"
+NAMES_REMEMBERED = timedelta(hours=24)
+REOPENED = {"status": "running", "lease_expires_at": None, "finished_at": None, "error": None, "error_message": None}
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedCall:
-    """A record with its bill line and what it belongs to; transcripts are loaded only where one record is asked for."""
-
-    record: Record
-    bill: Bill | None
-    enrollment: Enrollment | None
-    task: Transcription | None = None
-    long_text: LongText | None = None
-
-    @property
-    def amount(self) -> Decimal:
-        """What the call cost so far."""
-        if self.bill is None and self.long_text is not None:
-            return self.long_text.characters * self.record.unit_price
-        return self.bill.amount if self.bill else Decimal(0)
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryPage:
-    """One page of a user's records, newest first, and how many there are in all."""
-
-    items: list[RecordedCall]
-    total: int
+async def _nothing_kept(_: Record) -> int | None:
+    return None
 
 
 class RecordService:
-    """Opens, settles and lists records; keeps the leases of those that this process works on."""
+    """Opens and settles records; keeps the leases of those that this process works on.
 
-    def __init__(self, database: Database) -> None:
+    `measure_kept` gives the milliseconds of the audio at a record's planned key, None where there is none. Months begin
+    in `zone`.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        zone: tzinfo = UTC,
+        measure_kept: Callable[[Record], Awaitable[int | None]] = _nothing_kept,
+    ) -> None:
         self._database = database
+        self._zone = zone
+        self._measure_kept = measure_kept
         self._live: set[int] = set()
 
     @asynccontextmanager
@@ -80,12 +74,15 @@ class RecordService:
         model: str,
         input_data: str,
         price: Price,
+        quantity: int = 0,
+        name: IdempotencyKey | None = None,
     ) -> AsyncIterator[OpenRecord]:
         """Open a record, and settle it when the block ends: as succeeded only when nothing was raised.
 
-        A record that was handed over meanwhile stays open.
+        `quantity` is what the call will count, as far as that is known, and `name` what its client calls it. A record
+        that was handed over meanwhile stays open. Raises BudgetExceeded, or AskedBefore for a name that stands.
         """
-        record = OpenRecord(await self._open(user_id, kind, model, input_data, price), price)
+        record = OpenRecord(await self._open(user_id, kind, model, input_data, price, quantity, name), price)
         status: Status = "failed"
         failure: BaseException | None = None
         try:
@@ -96,6 +93,7 @@ class RecordService:
             raise
         except BaseException as error:
             status, failure = record.cut_off or "failed", error
+            _tell_if_uncounted(record, error)
             raise
         finally:
             if not record.handed_over:
@@ -109,24 +107,27 @@ class RecordService:
         input_data: str,
         price: Price,
         rows: Callable[[int], Sequence[Table]],
+        quantity: int = 0,
+        name: IdempotencyKey | None = None,
     ) -> int:
-        """Open a record for whoever works on its job, together with the job's rows. Gives the record's id."""
-        record = _new_record(user_id, kind, model, input_data, price)
-        async with self._database.transaction() as session:
-            session.add(record)
-            await session.flush()
-            session.add_all(rows(record.id))
+        """Open a record for whoever works on its job, together with the job's rows. Gives the record's id.
+
+        Raises BudgetExceeded or AskedBefore.
+        """
+        record = _new_record(user_id, kind, model, input_data, price, quantity, name)
+        await self._add(record, rows)
         return record.id
 
-    async def hand_over(self, record: OpenRecord, row: Watched) -> None:
+    async def hand_over(self, record: OpenRecord, row: Watched, *, is_sent: bool = False) -> None:
         """Leave a record open for whoever looks after the row from now on, this process or another.
 
-        Doing it twice is harmless.
+        `is_sent` notes that the provider may take work on from now on. Doing it twice is harmless.
         """
+        sent = {"sent_at": func.coalesce(Record.sent_at, literal(datetime.now(UTC), UtcDateTime()))} if is_sent else {}
         is_open = Record.status.in_(("running", "interrupted")) & ~exists().where(Bill.record_id == Record.id)
         release = update(Record).where(Record.id == record.id, is_open)
         async with self._database.transaction() as session:
-            released = await session.execute(release.values(**_REOPENED).returning(Record.id))
+            released = await session.execute(release.values(**REOPENED, **sent).returning(Record.id))
             if released.first() or not await session.get(type(row), record.id):
                 await session.merge(row)
         record.handed_over = True
@@ -137,47 +138,14 @@ class RecordService:
 
         It is billed as an estimate should this process die; before it is noted, a death costs nothing.
         """
+        now = literal(datetime.now(UTC), UtcDateTime())
         note = update(Record).where(Record.id == record.id, Record.status == "running")
+        values: dict[str, Any] = {"expected_quantity": quantity, "sent_at": func.coalesce(Record.sent_at, now)}
+        if cost := quantity * record.price.per_unit:
+            values["reserved"] = case((Record.reserved > cost, Record.reserved), else_=literal(cost, Money()))
         async with self._database.transaction() as session:
-            await session.execute(note.values(expected_quantity=quantity, **_asked(record)))
-
-    async def history(
-        self, user_id: uuid.UUID, page: int, page_size: int, kind: RecordType | None = None
-    ) -> HistoryPage:
-        """A user's records, newest first; pages count from 1."""
-        wanted = [Record.user_id == user_id, *([Record.type == kind] if kind else [])]
-        rows = (
-            select(Record, Bill, Enrollment)
-            .outerjoin(Bill, Bill.record_id == Record.id)
-            .outerjoin(Enrollment, Enrollment.record_id == Record.id)
-            .where(*wanted)
-            .order_by(Record.id.desc())
-            .offset((page - 1) * page_size)
-            .limit(page_size)
-        )
-        async with self._database.snapshot() as session:
-            total = await session.scalar(select(func.count()).select_from(Record).where(*wanted))
-            items = [RecordedCall(*row) for row in await session.execute(rows)]
-        return HistoryPage(items, total or 0)
-
-    async def find(self, user_id: uuid.UUID, record_id: int, *, whole: bool = True) -> RecordedCall:
-        """One record of a user, with its transcripts and its input if the whole is wanted. Raises RecordNotFound."""
-        large = (Transcription.transcripts, Transcription.transcripts_with_words)
-        options = [undefer(column) for column in large] if whole else [defer(Record.input_data, raiseload=True)]
-        wanted = (
-            select(Record, Bill, Enrollment, Transcription, LongText)
-            .outerjoin(Bill, Bill.record_id == Record.id)
-            .outerjoin(Enrollment, Enrollment.record_id == Record.id)
-            .outerjoin(Transcription, Transcription.record_id == Record.id)
-            .outerjoin(LongText, LongText.record_id == Record.id)
-            .where(Record.id == record_id, Record.user_id == user_id)
-            .options(*options)
-        )
-        async with self._database.snapshot() as session:
-            found = (await session.execute(wanted)).one_or_none()
-        if found is None:
-            raise RecordNotFound
-        return RecordedCall(*found)
+            await session.execute(note.values(planned_key=record.planned_key, **values, **_asked(record)))
+        record.is_sent = True
 
     async def keep_leases(self) -> None:
         """Until cancelled: renew the leases of this process' records and end those that nobody works on any more."""
@@ -203,6 +171,8 @@ class RecordService:
         for orphan in orphans:
             price = Price(orphan.unit, orphan.unit_price, orphan.currency)
             record = OpenRecord(orphan.id, price, quantity=orphan.expected_quantity, estimated=True)
+            if not await self._recover(orphan, record):
+                continue
             cause = NotReady(_explain_orphan(orphan))
             await self.end(record, "interrupted", cause, provided=expired)  # an owner who lives after all keeps it
         return len(orphans)
@@ -225,7 +195,7 @@ class RecordService:
         news. False for a record that already has an end, or is not as `provided`: it stays as it is.
         """
         now = datetime.now(UTC)
-        known = failure if isinstance(failure, AppError) else AppError() if failure else None
+        known = as_told(failure) if failure else None
         ending = (
             update(Record)
             .where(
@@ -244,6 +214,7 @@ class RecordService:
                 error_message=known.message if known else None,
                 finished_at=now,
                 lease_expires_at=None,
+                **_freed_name(record, status, failure),
             )
             .returning(Record.user_id, Record.model_name)
         )
@@ -275,26 +246,56 @@ class RecordService:
         model: str,
         input_data: str,
         price: Price,
+        quantity: int = 0,
+        name: IdempotencyKey | None = None,
     ) -> int:
-        record = _new_record(user_id, kind, model, input_data, price)
+        record = _new_record(user_id, kind, model, input_data, price, quantity, name)
         record.lease_expires_at = record.created_at + LEASE
-        async with self._database.transaction() as session:
-            session.add(record)
+        await self._add(record)
         self._live.add(record.id)
         return record.id
+
+    async def _add(self, record: Record, rows: Callable[[int], Sequence[Table]] | None = None) -> None:
+        """Write a new record down, if its user's budget allows it and its name is free."""
+        outdated = update(Record).where(
+            Record.user_id == record.user_id,
+            Record.idempotency_key == record.idempotency_key,
+            Record.created_at <= record.created_at - NAMES_REMEMBERED,
+        )
+        try:
+            async with self._database.transaction() as session:
+                if record.unit_price:
+                    await require_budget(session, record.user_id, record.reserved or Decimal(0), self._zone)
+                if record.idempotency_key is not None:
+                    await session.execute(outdated.values(idempotency_key=None))
+                session.add(record)
+                if rows is not None:
+                    await session.flush()
+                    session.add_all(rows(record.id))
+        except IntegrityError:
+            if record.idempotency_key is None:
+                raise
+            raise AskedBefore from None
+
+    async def _recover(self, orphan: Record, record: OpenRecord) -> bool:
+        """Find the audio that a dead process had kept already. False while the store is away, for a while."""
+        if orphan.planned_key is None:
+            return True
+        try:
+            record.duration_ms = await self._measure_kept(orphan)
+        except StorageError:
+            expired = orphan.lease_expires_at or orphan.created_at
+            return datetime.now(UTC) - expired > RECOVERY_PATIENCE
+        except Exception:
+            log.exception("kept_audio_unreadable", record_id=orphan.id)  # no reason to leave other records without end
+        if record.duration_ms is not None:
+            record.output_key = orphan.planned_key
+        return True
 
     async def _settle(self, record: OpenRecord, status: Status, failure: BaseException | None) -> None:
         """Write the end of a record of ours; a database that is busy or away for a moment is waited for."""
         try:
-            for delay_seconds in SETTLE_RETRY_SECONDS:
-                try:
-                    await self.end(record, status, failure)
-                except UNAVAILABLE as error:
-                    log.warning("settlement_delayed", record_id=record.id, error=type(error).__name__)
-                    await asyncio.sleep(delay_seconds)
-                else:
-                    return
-            await self.end(record, status, failure)
+            await outlast(lambda: self.end(record, status, failure), record_id=record.id)
         except Exception:
             # The lease runs out, and the next sweep settles the record by estimate; this line holds the true count.
             log.exception("record_unsettled", record_id=record.id, status=status, quantity=record.quantity)
@@ -322,7 +323,15 @@ def _asked(record: OpenRecord) -> dict[str, str]:
     return {} if record.input_data is None else {"input_data": record.input_data}
 
 
-def _new_record(user_id: uuid.UUID, kind: RecordType, model: str, input_data: str, price: Price) -> Record:
+def _new_record(
+    user_id: uuid.UUID,
+    kind: RecordType,
+    model: str,
+    input_data: str,
+    price: Price,
+    quantity: int,
+    name: IdempotencyKey | None,
+) -> Record:
     return Record(
         user_id=user_id,
         type=kind,
@@ -333,14 +342,41 @@ def _new_record(user_id: uuid.UUID, kind: RecordType, model: str, input_data: st
         unit_price=price.per_unit,
         currency=price.currency,
         expected_quantity=0,
+        reserved=quantity * price.per_unit,
+        idempotency_key=name.key if name else None,
+        request_digest=name.digest if name else None,
         created_at=datetime.now(UTC),
     )
+
+
+def _freed_name(record: OpenRecord, status: Status, failure: BaseException | None) -> dict[str, Any]:
+    """A call that surely bought nothing lets go of its name: whoever asks again under it orders anew."""
+    if status not in {"failed", "interrupted"} or record.quantity:
+        return {}
+    if _is_refusal(failure):
+        return {"idempotency_key": None}
+    return {"idempotency_key": case((Record.sent_at.is_(None), null()), else_=Record.idempotency_key)}
+
+
+def _tell_if_uncounted(record: OpenRecord, failure: BaseException) -> None:
+    """Let nobody take a missing count for a proof that nothing was counted."""
+    if isinstance(failure, AppError) and may_have_worked(failure) and record.is_sent and not record.quantity:
+        failure.message += UNCOUNTED if record.price.per_unit else ""
+
+
+def _is_refusal(failure: BaseException | None) -> bool:
+    """Whether the provider, or we before it, surely took no work on."""
+    if not isinstance(failure, AppError) or may_have_worked(failure):
+        return False
+    if isinstance(failure, UpstreamError):
+        return not failure.is_its_fault and not isinstance(failure, StorageError)
+    return failure.status < 500 or isinstance(failure, HandshakeTimeout)
 
 
 def _explain_orphan(orphan: Record) -> str:
     if orphan.expected_quantity:
         return "服务中断，结果未能取回，费用按估算"
-    if orphan.type == "asr":
+    if orphan.sent_at:
         return "服务中断，请求可能已被百炼接受，实际费用以百炼账单为准"
     return "服务中断，未产生费用"
 

@@ -109,7 +109,7 @@ class SampleService:
             session.add(row)
         content_type = sample.sample.content_type
         await self._storage.put(key, sample.source, content_type=content_type)
-        if self._storage.fetchable:
+        if self._storage.is_fetchable(key):
             return PlacedSample(self._storage.url(key), key)
         name = f"{uuid.uuid4()}.{sample.sample.container}"
         url = await self._uploads.upload(credential, ENROLLMENT, sample.source, sample.size, name, content_type)

@@ -12,7 +12,8 @@ from app.errors import AppError, NotReady, UpstreamError
 from app.inflight import InFlight
 from app.services.admission import SpeechAdmission, describe
 from app.services.archive import SpeechArchive
-from app.services.calls import OpenRecord, Price
+from app.services.calls import IdempotencyKey, OpenRecord, Price, as_told
+from app.services.history import RecordedCall
 from app.services.listening import Audience, Listener
 from app.services.records import RecordService
 from app.services.spool import Spool
@@ -22,6 +23,7 @@ MAX_TEXT_CHARS = 2000
 # A streamed answer ends when its record is settled, so that a client finds it in the history at once; a slow store
 # holds the end back no longer than this.
 KEEPING_SECONDS = 2.0
+BROKEN_OFF = "服务正在重启，合成已中止，已合成的部分见历史记录"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,40 +58,88 @@ class SynthesisService:
         self._storage = storage
         self._in_flight = in_flight
 
-    async def synthesize(self, user_id: uuid.UUID, parameters: SpeechParameters, text: str) -> SpokenAudio:
+    async def synthesize(
+        self, user_id: uuid.UUID, parameters: SpeechParameters, text: str, name: IdempotencyKey | None = None
+    ) -> SpokenAudio:
         """Speak a text and keep the audio. Goes on to its end even if the caller does not wait for it.
 
         Raises the AppError that tells the client what went wrong.
         """
         parameters, credential = await self._admission.admit_text(user_id, parameters, text, MAX_TEXT_CHARS)
-        work = self._perform(user_id, credential, parameters, text, Audience())
+        self._archive.require_room(parameters, text)
+        work = self._perform(user_id, credential, parameters, text, Audience(), name)
         record = await asyncio.shield(self._in_flight.start(work))
         if record.output_key is None or record.duration_ms is None:
-            raise NotReady("服务正在重启，合成已中止，已合成的部分见历史记录")
+            raise NotReady(BROKEN_OFF)
         url = self._storage.url(record.output_key)
         return SpokenAudio(record.id, url, record.duration_ms, record.quantity, record.amount)
 
-    async def stream(self, user_id: uuid.UUID, parameters: SpeechParameters, text: str) -> Listener:
+    async def stream(
+        self, user_id: uuid.UUID, parameters: SpeechParameters, text: str, name: IdempotencyKey | None = None
+    ) -> Listener:
         """Speak a text to a listener; the same audio is kept. The record is settled also when the listener leaves.
 
-        Raises what is known to be wrong before the provider is asked; later failures reach the listener.
+        Who leaves stops the speech, unless the request has a name: then he means to come back for the whole. Raises
+        what is known to be wrong before the provider is asked; later failures reach the listener.
         """
         parameters, credential = await self._admission.admit_text(user_id, parameters, text, MAX_TEXT_CHARS)
-        listener = Listener()
-        self._in_flight.start(self._perform(user_id, credential, parameters, text, listener))
+        self._archive.require_room(parameters, text)
+        listener = Listener(is_awaited=name is not None)
+        self._in_flight.start(self._perform(user_id, credential, parameters, text, listener, name))
+        try:
+            await listener.welcomed()
+        except asyncio.CancelledError:
+            listener.dismiss()
+            raise
+        except AppError:
+            listener.leave()
+            raise
         return listener
 
+    def recall(self, call: RecordedCall) -> SpokenAudio:
+        """The answer to a synthesis that has its end, told from its record. Raises what it failed with."""
+        record, key = call.record, _kept(call)
+        characters = call.bill.quantity if call.bill else 0
+        return SpokenAudio(record.id, self._storage.url(key), record.duration_ms or 0, characters, call.amount)
+
+    def replay(self, call: RecordedCall) -> Listener:
+        """The whole audio of a stream that has its end, from the store. Raises what it failed with."""
+        key, listener = _kept(call), Listener()
+        listener.welcome(call.record.id)
+        self._in_flight.start(self._read_out(key, listener))
+        return listener
+
+    async def _read_out(self, key: str, listener: Listener) -> None:
+        try:
+            async with self._storage.open(key) as chunks:
+                async for chunk in chunks:
+                    await listener.hear(chunk)
+                    if listener.left:
+                        break
+        except BaseException as error:
+            listener.end(as_told(error))
+            raise
+        listener.end()
+
     async def _perform(
-        self, user_id: uuid.UUID, credential: Credential, parameters: SpeechParameters, text: str, audience: Audience
+        self,
+        user_id: uuid.UUID,
+        credential: Credential,
+        parameters: SpeechParameters,
+        text: str,
+        audience: Audience,
+        name: IdempotencyKey | None,
     ) -> OpenRecord:
         """Speak, keep and settle. Gives the record as it was settled, or raises what it failed with."""
         price = Price("character", self._prices.per_character(parameters.model), self._prices.currency)
         asked = describe(parameters, text)
+        characters = count_characters(text, ssml=parameters.enable_ssml)
         try:
             async with (
-                self._records.running(user_id, "tts", parameters.model, asked, price) as record,
+                self._records.running(user_id, "tts", parameters.model, asked, price, characters, name) as record,
                 Spool() as spool,
             ):
+                record.planned_key = self._archive.new_key(parameters.format)
                 audience.welcome(record.id)
                 failure = await self._speak(record, credential, parameters, text, spool, audience)
                 audience.end_within(KEEPING_SECONDS, failure)
@@ -100,7 +150,7 @@ class SynthesisService:
                 if record.duration_ms is None and record.cut_off is None:
                     raise UpstreamError("百炼平台没有返回可播放的音频，请稍后重试")
         except BaseException as error:
-            audience.end(error if isinstance(error, AppError) else AppError())
+            audience.end(as_told(error))
             raise
         audience.end()
         return record
@@ -130,6 +180,13 @@ class SynthesisService:
             record.quantity, record.provider_request_id = usage.characters, usage.request_id
             if audience.dismissed or self._in_flight.stopping:
                 record.cut_off = "interrupted"
-            elif audience.left:
+            elif audience.has_abandoned:
                 record.cut_off = "abandoned"
         return None
+
+
+def _kept(call: RecordedCall) -> str:
+    """Where the whole speech of a record is kept. Raises what it failed with."""
+    if call.record.status != "succeeded" or call.record.output_key is None:
+        raise call.failure if call.record.error else NotReady(BROKEN_OFF)
+    return call.record.output_key

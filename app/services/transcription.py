@@ -15,17 +15,30 @@ from sqlalchemy.orm import InstrumentedAttribute
 from app.catalog import PriceList
 from app.completion import run_to_end
 from app.computation import compute
-from app.dashscope import Credential, Submission, TranscriptionClient, TranscriptionOrder
-from app.database import UNAVAILABLE, Database
-from app.errors import AppError, InvalidApiKey, InvalidRequest, NoApiKey, NoTranscript, SealBroken, TaskNotFound
+from app.dashscope import Credential, Submission, TranscriptionClient, TranscriptionOrder, may_have_worked
+from app.database import Database, outlast
+from app.errors import (
+    AppError,
+    InvalidApiKey,
+    InvalidRequest,
+    NoApiKey,
+    NoTranscript,
+    NotReady,
+    SealBroken,
+    TaskNotFound,
+)
 from app.inflight import InFlight
-from app.models import Bill, Record, Transcription
+from app.jobs import CLAIM, again_in
+from app.models import Bill, Record, SubmittedFile, Transcription
 from app.services.accounts import AccountService
-from app.services.calls import OpenRecord, Price
+from app.services.calls import IdempotencyKey, OpenRecord, Price, Status
 from app.services.collection import FIRST_CHECK_SECONDS, TaskCollector
 from app.services.delivery import MAX_FILE_BYTES, AudioDelivery, AudioUrl
+from app.services.history import RecordedCall
 from app.services.recognizers import require_recognizer
 from app.services.records import RecordService
+from app.services.seeking import LOST_SO_FAR, TaskSeeker
+from app.services.submissions import ClaimedFile, OpenSubmissions
 from app.subtitling import SubtitleFormat, render_subtitle
 
 log = structlog.get_logger(__name__)
@@ -33,11 +46,17 @@ log = structlog.get_logger(__name__)
 # Who polls more often is answered from what is known; who polls less often makes us ask, but does not wait long.
 FRESH = timedelta(seconds=2)
 PATIENCE_SECONDS = 2.0
+# After a lost answer, the provider's list is looked at before each of these pauses and after the last; later in the
+# background.
+SEEK_PAUSES_SECONDS = (1.0, 2.0, 4.0)
+SEEK_SECONDS = 15.0
+LOST_FOR_NOW = (
+    "百炼平台没有返回结果，但任务可能已被接受并计费。后台会继续查找，找到后历史记录中会出现转写结果与费用，请勿重复提交"
+)
 # Subtitles of hours take seconds and much memory to lay out: few at once, and not again for the next who asks.
 SHORT_CHARS = 64 * 1024  # of JSON without words: ten minutes
 RENDERED_AT_ONCE = 2
 RENDERED_KEPT = 16
-HAND_OVER_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +100,11 @@ class TranscriptionService:
         delivery: AudioDelivery,
         collector: TaskCollector,
         in_flight: InFlight,
+        submissions: OpenSubmissions,
+        seeker: TaskSeeker,
     ) -> None:
+        self._submissions = submissions
+        self._seeker = seeker
         self._prices = prices
         self._database = database
         self._accounts = accounts
@@ -93,12 +116,20 @@ class TranscriptionService:
         self._rendering = CapacityLimiter(RENDERED_AT_ONCE)
         self._rendered: dict[tuple[int, SubtitleFormat, int | None], str] = {}
 
-    async def submit(self, user_id: uuid.UUID, order: TranscriptionOrder, file_url: str) -> Submitted:
+    async def submit(
+        self, user_id: uuid.UUID, order: TranscriptionOrder, file_url: str, name: IdempotencyKey | None = None
+    ) -> Submitted:
         """Hand a file over to the provider. Goes on to its end even if the caller does not wait for it.
 
         Raises the AppError that tells the client what went wrong.
         """
-        return await asyncio.shield(self._in_flight.start(self._submit(user_id, order, file_url)))
+        return await asyncio.shield(self._in_flight.start(self._submit(user_id, order, file_url, name)))
+
+    def recall(self, call: RecordedCall) -> Submitted:
+        """The answer to an earlier submission. Raises what it failed with."""
+        if call.task is None:
+            raise call.failure
+        return Submitted(call.record.id, call.task.task_id, "PENDING")
 
     async def look(self, user_id: uuid.UUID, task_id: str) -> Task:
         """Tell how a user's task is doing: what is known if that is fresh, after asking the provider otherwise.
@@ -142,7 +173,9 @@ class TranscriptionService:
         transcripts = await self._load(Transcription.transcripts_with_words, task) or task.transcripts or "[]"
         return await compute(len(transcripts), render_subtitle, transcripts, format, channel_id)
 
-    async def _submit(self, user_id: uuid.UUID, order: TranscriptionOrder, file_url: str) -> Submitted:
+    async def _submit(
+        self, user_id: uuid.UUID, order: TranscriptionOrder, file_url: str, name: IdempotencyKey | None
+    ) -> Submitted:
         model = require_recognizer(order.model, order.context, call_type="async")
         if order.language and model.languages and order.language not in model.languages:
             raise InvalidRequest(f"language 对 {order.model} 只能是：{'、'.join(model.languages)}")
@@ -151,42 +184,94 @@ class TranscriptionService:
         audio = AudioUrl(file_url, "file_url")
         async with (
             self._delivery.admitted(user_id, audio, MAX_FILE_BYTES, None) as admitted,
-            self._records.running(user_id, "asr", order.model, _describe(order, file_url), price) as record,
+            self._records.running(
+                user_id, "asr", order.model, _describe(order, file_url), price, len(order.channel_ids), name
+            ) as record,
             self._delivery.addressed(credential, order.model, admitted) as address,
         ):
-            submission = await self._client.submit(credential, order, address)
-            await run_to_end(self._hand_over(user_id, credential, record, submission))
-        self._collector.wake()
+            return await self._order(user_id, credential, order, address, record)
+
+    async def _order(
+        self, user_id: uuid.UUID, credential: Credential, order: TranscriptionOrder, address: str, record: OpenRecord
+    ) -> Submitted:
+        """Ask the provider, and bring the record to its end, or to those who look after its task or for it."""
+        file = SubmittedFile(
+            record_id=record.id,
+            user_id=user_id,
+            key_fingerprint=credential.fingerprint,
+            file_url=address,
+            next_check_at=datetime.now(UTC) + CLAIM,
+        )
+        claimed = await self._submissions.announce(record, file)
+        async with self._submissions.kept(claimed):
+            try:
+                submission = await self._client.submit(credential, order, address)
+            except AppError as error:
+                return await self._clear_up(claimed, credential, error)
+            except BaseException:
+                await run_to_end(self._leave_to_seeker(claimed, "interrupted", NotReady(LOST_SO_FAR)))
+                raise
+            await run_to_end(self._settle(claimed, submission))
         return Submitted(record.id, submission.task_id, submission.status)
 
-    async def _hand_over(
-        self, user_id: uuid.UUID, credential: Credential, record: OpenRecord, submission: Submission
-    ) -> None:
+    async def _settle(self, claimed: ClaimedFile, submission: Submission) -> None:
         """Write down what the provider has taken on; a database that is busy or away for a moment is waited for."""
-        now = datetime.now(UTC)
-        record.provider_request_id = submission.request_id
-        for delay_seconds in (*HAND_OVER_RETRY_SECONDS, None):
+        now, file = datetime.now(UTC), claimed.row
+
+        async def write() -> None:
             task = Transcription(
-                record_id=record.id,
-                user_id=user_id,
+                record_id=file.record_id,
+                user_id=file.user_id,
                 task_id=submission.task_id,
-                key_fingerprint=credential.fingerprint,
+                key_fingerprint=file.key_fingerprint,
                 status=submission.status,
                 submitted_at=now,
                 checked_at=now,
                 next_check_at=now + timedelta(seconds=FIRST_CHECK_SECONDS),
             )
-            try:
-                await self._records.hand_over(record, task)
-            except UNAVAILABLE as error:
-                if delay_seconds is None:
-                    # The task can still be found by this line.
-                    log.exception("transcription_unrecorded", record_id=record.id, task_id=submission.task_id)
-                    raise
-                log.warning("hand_over_delayed", record_id=record.id, error=type(error).__name__)
-                await asyncio.sleep(delay_seconds)
-            else:
-                return
+            await self._submissions.settle(claimed, task)
+
+        try:
+            await outlast(write, record_id=file.record_id)
+        except Exception:
+            # The task is looked for from now on; it can also be found by this line.
+            log.exception("transcription_unrecorded", record_id=file.record_id, task_id=submission.task_id)
+            raise
+        self._collector.wake()
+
+    async def _clear_up(self, claimed: ClaimedFile, credential: Credential, failure: AppError) -> Submitted:
+        """Find out what became of a submission that failed. Raises the failure if there is no task of it yet."""
+        record_id = claimed.record.id
+        if not may_have_worked(failure):
+            await run_to_end(outlast(lambda: self._submissions.fail(claimed, "failed", failure), record_id=record_id))
+            raise failure
+        lost = type(failure)(LOST_FOR_NOW)
+        try:
+            await run_to_end(self._submissions.lose(claimed))
+            for pause_seconds in (*SEEK_PAUSES_SECONDS, None):
+                task_id = await self._seek(claimed, credential)
+                if task_id is not None:
+                    return Submitted(record_id, task_id, "PENDING")
+                if pause_seconds is not None:
+                    await asyncio.sleep(pause_seconds)
+        except BaseException:
+            await run_to_end(self._leave_to_seeker(claimed, "failed", lost))
+            raise
+        await run_to_end(self._leave_to_seeker(claimed, "failed", lost))
+        raise lost from failure
+
+    async def _seek(self, claimed: ClaimedFile, credential: Credential) -> str | None:
+        try:
+            return (await self._seeker.seek(claimed, credential, SEEK_SECONDS)).task_id
+        except AppError as error:
+            log.warning("lost_task_not_sought", record_id=claimed.record.id, error=type(error).__name__)
+            return None
+
+    async def _leave_to_seeker(self, claimed: ClaimedFile, status: Status, failure: AppError) -> None:
+        """End the record for now, and leave the submission to those who look for its task."""
+        await self._submissions.despair(claimed, status, failure)
+        await self._submissions.put_back(claimed, again_in(0))
+        self._seeker.wake()
 
     async def _load(self, column: InstrumentedAttribute[str | None], task: Task) -> str | None:
         wanted = select(column).where(Transcription.record_id == task.record.id)

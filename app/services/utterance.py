@@ -7,6 +7,7 @@ the task is finished before that, and the next text begins another one.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
 
 import structlog
 
@@ -29,8 +30,14 @@ PAUSE_SECONDS = 15.0
 MAX_TASK_CHARACTERS = 190_000
 PIECE_CHARS = 1000  # at most 2000 as the provider counts them
 NOTING_SECONDS = 1.0
+# How much more is at stake than was said, at most: what a death is billed for is never less than what was said.
+STAKED_AHEAD_CHARACTERS = 60
+# How long it is believed that a user has no budget.
+UNLIMITED_SECONDS = 10.0
 
 Listen = Callable[[bytes], Awaitable[None]]
+HoldBack = Callable[[int, Decimal], Awaitable[bool]]
+"""`BudgetService.hold_back` for one user: of a record, what it will cost."""
 
 
 class Utterance:
@@ -43,6 +50,7 @@ class Utterance:
         self,
         speech: SpeechClient,
         records: RecordService,
+        hold_back: HoldBack,
         parameters: SpeechParameters,
         inbox: Inbox,
         idle_seconds: float,
@@ -50,6 +58,7 @@ class Utterance:
     ) -> None:
         self._speech = speech
         self._records = records
+        self._hold_back = hold_back
         self._parameters = parameters
         self._inbox = inbox
         self._idle_seconds = idle_seconds
@@ -58,7 +67,11 @@ class Utterance:
         self._texts: list[str] = []
         self._chars = 0
         self._pending: deque[str] = deque()
+        self._accepted_characters = 0
+        self._unlimited_until = 0.0
         self._sent_characters = 0
+        self._staked_characters = 0
+        self._staking = asyncio.Lock()
         self._counted_characters = 0
         self._noting: asyncio.Task[None] | None = None
         self._is_noted = False
@@ -89,7 +102,7 @@ class Utterance:
 
         try:
             self._accept([first])
-            while self._pending or await self._wait_for_text():
+            while self._pending or await self._wait_for_text(record):
                 chain.next_stream()
                 await self._speak_task(record, credential, lambda piece: pass_on(chain.feed(piece)))
         except Abandoned:
@@ -108,8 +121,7 @@ class Utterance:
         first = self._pending.popleft()
 
         async def foresee() -> None:
-            self._sent_characters += count_characters(first)
-            await self._records.foresee(record, self._sent_characters)
+            await self._stake(record, count_characters(first), ahead=0)
 
         try:
             async with self._speech.converse(
@@ -143,18 +155,19 @@ class Utterance:
                 if not isinstance(item, str):
                     break
                 self._accept([item])
+                await self._afford(record)
                 pause_ends = loop.time() + PAUSE_SECONDS
             characters += count_characters(self._pending[0])
             if characters > MAX_TASK_CHARACTERS:
                 break
             piece = self._pending.popleft()
-            self._sent_characters += count_characters(piece)
+            await self._stake(record, count_characters(piece))
             await task.say(piece)
             self._note(record)
         if not self._is_stopped():
             await task.finish()
 
-    async def _wait_for_text(self) -> bool:
+    async def _wait_for_text(self, record: OpenRecord) -> bool:
         """Wait for something speakable to begin another task with. False when nothing more is to be said."""
         if self._ended or self._is_stopped():
             return False
@@ -163,6 +176,7 @@ class Utterance:
         if not isinstance(heard, list):
             return False
         self._accept(heard)
+        await self._afford(record)
         return True
 
     def _accept(self, texts: list[str]) -> None:
@@ -171,8 +185,17 @@ class Utterance:
             raise TextTooLong(f"一次语音不能超过 {self._max_chars} 个字符，请发送 end 后继续")
         self._texts += texts
         text = "".join(texts)
+        self._accepted_characters += count_characters(text)
         # The provider puts the pieces together again: where they are cut is nothing to hear.
         self._pending.extend(text[begin : begin + PIECE_CHARS] for begin in range(0, len(text), PIECE_CHARS))
+
+    async def _afford(self, record: OpenRecord) -> None:
+        """Have the user's budget hold back what was accepted so far, before it is sent. Raises BudgetExceeded."""
+        now = asyncio.get_running_loop().time()
+        if record.price.per_unit and now >= self._unlimited_until:
+            cost = self._accepted_characters * record.price.per_unit
+            if not await self._hold_back(record.id, cost):
+                self._unlimited_until = now + UNLIMITED_SECONDS
 
     @property
     def _idle_seconds_left(self) -> float:
@@ -180,8 +203,16 @@ class Utterance:
         active_at = max(self._inbox.heard_at, self._spoke_at)
         return self._idle_seconds - (asyncio.get_running_loop().time() - active_at)
 
+    async def _stake(self, record: OpenRecord, characters: int, ahead: int = STAKED_AHEAD_CHARACTERS) -> None:
+        """Write down what is at stake should this process die, before it is: a little ahead, so that this is rare."""
+        self._sent_characters += characters
+        async with self._staking:
+            if self._sent_characters > self._staked_characters:
+                self._staked_characters = self._sent_characters + ahead
+                await self._records.foresee(record, self._staked_characters)
+
     def _note(self, record: OpenRecord) -> None:
-        """Write down beside the work, at most once a while, what is at stake should this process die."""
+        """Write down beside the work, at most once a while, what was said, and that no more is at stake."""
         self._is_noted = False
         if self._noting is None or self._noting.done():
             self._noting = asyncio.create_task(self._write_down(record))
@@ -191,7 +222,9 @@ class Utterance:
             self._is_noted = True
             record.input_data = self._described
             try:
-                await self._records.foresee(record, self._sent_characters)
+                async with self._staking:
+                    self._staked_characters = self._sent_characters
+                    await self._records.foresee(record, self._staked_characters)
             except UNAVAILABLE as error:
                 log.warning("utterance_not_noted", record_id=record.id, error=type(error).__name__)
             await asyncio.sleep(NOTING_SECONDS)

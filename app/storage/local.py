@@ -14,7 +14,10 @@ from anyio import to_thread
 
 from app.completion import run_to_end
 from app.errors import ObjectNotFound, StorageError
-from app.storage.keys import check_key, is_key, key_under
+from app.observability import HeldAudio
+from app.storage.keys import check_key, is_key
+from app.storage.links import MediaLinks
+from app.storage.room import free_bytes, storage_full
 
 CHUNK_BYTES = 256 * 1024
 
@@ -28,7 +31,7 @@ class LocalStorage:
 
     def __init__(self, folder: Path, public_base_url: str) -> None:
         self._folder = folder.resolve()
-        self._base_url = f"{public_base_url}/media"
+        self._links = MediaLinks(public_base_url)
 
     async def put(self, key: str, source: BinaryIO, *, content_type: str) -> None:
         """Store the source; a file's type follows from its extension, so `content_type` is not kept."""
@@ -38,14 +41,52 @@ class LocalStorage:
         except OSError as error:
             raise _failed("音频保存失败", key, error) from error
 
+    async def keep(self, key: str, source: BinaryIO, *, content_type: str) -> None:
+        """Store what was paid for: this disk is all there is."""
+        await self.put(key, source, content_type=content_type)
+
+    def require_room(self, size: int = 0) -> None:
+        """Refuse new speech while the disk is all but full."""
+        try:
+            has_room = free_bytes(self._folder) > size
+        except OSError:
+            has_room = False
+        if not has_room:
+            raise storage_full()
+
+    async def check(self) -> None:
+        """Look into the folder, and at the room there is."""
+        with suppress(ObjectNotFound):
+            async with self.open(f"health/{uuid.uuid4()}"):
+                pass
+        self.require_room()
+
+    def is_fetchable(self, key: str) -> bool:
+        """No file of this machine can be relied on to be reached by others than our clients."""
+        return False
+
+    def admits(self, key: str, query: str) -> bool:
+        """Whoever knows the name of a file may play it."""
+        return self._links.admits(key, query)
+
+    def grants(self, url: str) -> bool:
+        """Whether a URL is an address of the media route."""
+        return self._links.grants(url)
+
+    def held(self) -> HeldAudio:
+        """Nothing ever waits here to be brought elsewhere."""
+        return HeldAudio()
+
+    async def run(self) -> None:
+        """There is nothing to bring elsewhere."""
+
     def url(self, key: str) -> str:
         """Give the address that the media route answers."""
-        check_key(key)
-        return f"{self._base_url}/{key}"
+        return self._links.url(key)
 
     def key_of(self, url: str) -> str | None:
         """Recognise an address of the media route."""
-        return key_under(self._base_url, url)
+        return self._links.key_of(url)
 
     @asynccontextmanager
     async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -57,7 +98,7 @@ class LocalStorage:
             raise ObjectNotFound from None
         except OSError as error:
             raise _failed("音频读取失败", key, error) from error
-        async with file, aclosing(_chunks(key, file)) as chunks:
+        async with file, aclosing(read_chunks(key, file)) as chunks:
             yield chunks
 
     async def delete(self, key: str) -> None:
@@ -112,7 +153,8 @@ class LocalStorage:
             self._place(key).unlink()
 
 
-async def _chunks(key: str, file: anyio.AsyncFile[bytes]) -> AsyncGenerator[bytes, None]:
+async def read_chunks(key: str, file: anyio.AsyncFile[bytes]) -> AsyncGenerator[bytes, None]:
+    """Read a file of this machine that holds an object. Raises StorageError."""
     try:
         while chunk := await file.read(CHUNK_BYTES):
             yield chunk

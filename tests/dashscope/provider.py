@@ -142,6 +142,7 @@ class Refusal:
     status: int | None
     body: str = ""
     location: str | None = None
+    retry_after: tuple[str, ...] = ()
 
 
 class Provider:
@@ -220,6 +221,8 @@ class Provider:
         response = connection.respond(act.status or 503, act.body)
         if act.location:
             response.headers["Location"] = act.location
+        for value in act.retry_after:
+            response.headers["Retry-After"] = value
         return response
 
     async def _converse(self, connection: ServerConnection) -> None:

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from app.dashscope import CloningOrder, Credential, EnrollmentClient, HttpClient, VoiceReport, may_have_worked
 from app.dashscope.enrollment import MAX_PAGES, MAX_VOICE_ID_CHARS, PAGE_SIZE, read_report
-from app.dashscope.http import MAX_ATTEMPTS
+from app.dashscope.retries import MAX_ATTEMPTS
 from app.errors import (
     AppError,
     AudioTooLong,

@@ -19,7 +19,8 @@ from structlog.testing import capture_logs
 
 from app.dashscope import Credential, HttpClient
 from app.dashscope.answers import understand
-from app.dashscope.http import IDLE_SECONDS, MAX_ATTEMPTS
+from app.dashscope.http import IDLE_SECONDS
+from app.dashscope.retries import MAX_ATTEMPTS
 from app.errors import (
     AppError,
     AudioTooLong,
@@ -592,7 +593,11 @@ FINAL = {
     "502": answers(b"<html>", 502),
     "503": refuses("ModelServingError", "", 503),
     "504": answers(b"", 504),
-    "500 that talks of rates": refuses("InternalError", "x", 500),
+    "500 that talks of rates": refuses("InternalError", "Requests rate limit exceeded", 500),
+    "502 that talks of rates": refuses("Odd", "You have exceeded your request limit.", 502),
+    "429 with work": answers({"code": "Throttling.RateQuota", "output": {"text": "你"}}, 429),
+    "429 with a bill": answers({"code": "Throttling.RateQuota", "usage": {"seconds": 3}}, 429),
+    "429 with a bill and no code": answers({"usage": {"seconds": 3}}, 429),
     "no free quota": refuses("Throttling.AllocationQuota", "Free allocated quota exceeded.", 429),
     "a bill": refuses("PrepaidBillOverdue", "", 429),
     "too many voices": refuses("Throttling.AllocationQuota", "Maximum voice storage limit exceeded", 400),
@@ -631,7 +636,7 @@ async def test_attempts_come_ever_later(
 
 
 async def test_a_caller_who_leaves_between_attempts_ends_them(
-    provider: HttpProvider, http: HttpClient, monkeypatch: pytest.MonkeyPatch
+    provider: HttpProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.dashscope.failures.RETRY_BASE_SECONDS", 60)
     throttled = asyncio.Event()
@@ -641,8 +646,8 @@ async def test_a_caller_who_leaves_between_attempts_ends_them(
         throttled.set()
 
     provider.expect(throttle)
-    calling = asyncio.create_task(http.post(provider.credential, "/call", {}))
-    async with asyncio.timeout(PATIENCE):
+    async with provider.client(silence_seconds=600) as http, asyncio.timeout(PATIENCE):
+        calling = asyncio.create_task(http.post(provider.credential, "/call", {}))
         await throttled.wait()
         calling.cancel()
         with pytest.raises(asyncio.CancelledError):

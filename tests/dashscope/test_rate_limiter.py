@@ -2,31 +2,43 @@
 
 import asyncio
 import socket
+import sys
 import time
 import uuid
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
+from limits import RateLimitItem, parse
 
 from app.errors import RateLimited
+from app.pacing import TURN_MARGIN_SECONDS, LocalPace
 from app.ratelimit import RateLimiter
+from tests.servers import PROJECT
 from tests.skipping import skip_without
 
 REDIS_ADDRESS = ("127.0.0.1", 6379)
 DAY_SECONDS = 86400
 
 
-@pytest.fixture(params=["memory", "redis"])
-async def limiter(request: pytest.FixtureRequest) -> AsyncIterator[RateLimiter]:
-    """A limiter of each kind; Redis is skipped where none listens on the loopback."""
-    if request.param == "memory":
-        yield RateLimiter()
-        return
+@pytest.fixture
+def redis_url() -> str:
+    """A Redis on the loopback; who needs it is skipped where there is none."""
     try:
         socket.create_connection(REDIS_ADDRESS, timeout=1).close()
     except OSError:
         skip_without("Redis on the loopback")
-    limiter = RateLimiter("redis://{}:{}".format(*REDIS_ADDRESS))
+    return "redis://{}:{}".format(*REDIS_ADDRESS)
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def limiter(request: pytest.FixtureRequest) -> AsyncIterator[RateLimiter]:
+    """A limiter of each kind."""
+    if request.param == "memory":
+        yield RateLimiter()
+        return
+    limiter = RateLimiter(request.getfixturevalue("redis_url"))
     yield limiter
     await limiter.close()
 
@@ -143,6 +155,129 @@ async def test_a_waiter_who_leaves_gives_up_his_place(name: str) -> None:
         waiter.cancel()
     async with asyncio.timeout(3):
         await patient
+
+
+async def test_a_single_call_does_not_wait_for_the_burst_of_another_party(name: str) -> None:
+    limiter, passed = RateLimiter(), list[str]()
+
+    async def wait(party: str) -> None:
+        await limiter.wait("4/second", name, party=party)
+        passed.append(party)
+
+    burst = [asyncio.create_task(wait("ann")) for _ in range(40)]
+    while len(passed) < 4:
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        await wait("bob")
+    assert passed.index("bob") == 5
+    for waiting in burst:
+        await leave(waiting)
+
+
+async def test_a_slot_that_was_given_up_is_there_for_the_next(limiter: RateLimiter, name: str) -> None:
+    await limiter.wait("1/day", name)
+    for _ in range(5):
+        waiting = asyncio.create_task(limiter.wait("1/day", name))
+        await asyncio.sleep(0.02)
+        await leave(waiting)
+    day = parse("1/day")
+    assert DAY_SECONDS - 60 < await limiter._pace.reserve(day, day.key_for(name), "next") < DAY_SECONDS + 60
+
+
+async def test_a_slot_that_is_met_too_late_is_given_back_and_another_taken(
+    limiter: RateLimiter, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve, asked = limiter._pace.reserve, 0
+
+    async def reserve_slowly(item: RateLimitItem, key: str, slot: str) -> float:
+        nonlocal asked
+        asked += 1
+        seconds = await reserve(item, key, slot)
+        await asyncio.sleep(0.3 if asked == 1 else 0)
+        return seconds
+
+    monkeypatch.setattr(limiter._pace, "reserve", reserve_slowly)
+    for _ in range(2):
+        await limiter.wait("2/day", name)
+    assert asked == 3
+
+
+async def test_no_line_is_kept_that_nobody_stands_in(name: str) -> None:
+    limiter = RateLimiter()
+    await asyncio.gather(*(limiter.wait("9/second", f"{name}-{number}", party="ann") for number in range(9)))
+    assert not limiter._lines
+
+
+async def test_no_window_is_kept_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("app.pacing.time", SimpleNamespace(monotonic=lambda: now))
+    pace, rate = LocalPace(), parse("1/second")
+    for number in range(50):
+        assert await pace.reserve(rate, f"key-{number}", "slot") == 0
+    now += 0.5
+    assert await pace.reserve(rate, "key-0", "slot") == pytest.approx(0.5 + TURN_MARGIN_SECONDS)
+    now += 1
+    assert await pace.reserve(rate, "another", "slot") == 0
+    assert list(pace._slots) == list(pace._over_at) == ["key-0", "another"]
+
+
+OTHER_PROCESS = """
+import asyncio, sys, time
+from app.ratelimit import RateLimiter
+
+async def main(url, name, calls):
+    limiter = RateLimiter(url)
+
+    async def call():
+        await limiter.wait("4/second", name)
+        print(time.time(), flush=True)
+
+    print("ready", flush=True)
+    sys.stdin.readline()
+    await asyncio.gather(*(call() for _ in range(int(calls))))
+    await limiter.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_two_processes_keep_one_rate_and_take_turns(redis_url: str, name: str) -> None:
+    started = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", OTHER_PROCESS, redis_url, name, "4", cwd=PROJECT, stdin=PIPE, stdout=PIPE
+        )
+        for _ in range(2)
+    ]
+    for process in started:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+    told = await asyncio.gather(*(process.communicate(b"go\n") for process in started))
+    moments = [[float(line) for line in output.split()] for output, _ in told]
+    assert [len(each) for each in moments] == [4, 4]
+    passed = sorted(moments[0] + moments[1])
+    assert all(later - earlier >= 1 for earlier, later in zip(passed, passed[4:], strict=False))
+    assert passed[-1] - passed[0] < 3  # nothing of the rate is lost
+    for each in moments:
+        assert 1 <= len([moment for moment in each if passed[4] <= moment <= passed[7]]) <= 3
+
+
+async def test_waiting_in_redis_asks_once_for_each_turn(
+    redis_url: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limiter = RateLimiter(redis_url)
+    reserve, asked = limiter._pace.reserve, 0
+
+    async def count(item: RateLimitItem, key: str, slot: str) -> float:
+        nonlocal asked
+        asked += 1
+        return await reserve(item, key, slot)
+
+    monkeypatch.setattr(limiter._pace, "reserve", count)
+    waiting = [asyncio.create_task(limiter.wait("2/day", name)) for _ in range(5)]
+    await asyncio.wait(waiting, timeout=0.3)
+    assert 3 <= asked <= 5  # some may be met late on a busy machine
+    await asyncio.gather(*map(leave, waiting))
+    await limiter.close()
 
 
 async def test_calls_pass_while_redis_is_gone(name: str) -> None:

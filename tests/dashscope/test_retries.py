@@ -1,10 +1,11 @@
 """A call is made again only when the provider surely did not take it on."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from app.dashscope.speech import MAX_ATTEMPTS
+from app.dashscope.retries import MAX_ATTEMPTS
 from app.errors import ConnectionLost, Throttled, UpstreamError
 from tests.dashscope.provider import (
     AUDIO,
@@ -87,6 +88,9 @@ ACCEPTED = {
     "failed": fails("InternalError"),
     "garbage": sends("?"),
     "throttled after a count": in_turn(lambda call: call.count(11), fails("Throttling.RateQuota")),
+    "throttled with a count": lambda call: call.event(
+        "task-failed", {"usage": {"characters": 4}}, error_code="Throttling.RateQuota", error_message=""
+    ),
     "throttled after audio": in_turn(Call.audio, fails("Throttling.RateQuota")),
 }
 
@@ -117,7 +121,7 @@ async def test_a_caller_who_leaves_between_attempts_ends_them(
         throttled.set()
 
     provider.expect(script)
-    saying = asyncio.create_task(speaker.say())
+    saying = asyncio.create_task(replace(speaker, silence_seconds=600).say())
     await happened(throttled)
     saying.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -218,11 +218,11 @@ async def test_the_header_of_an_upload_does_not_stay(provider: HttpProvider, tra
     ],
     ids=str,
 )
-async def test_a_task_without_a_name_was_not_taken_on(
+async def test_an_answer_without_a_task_leaves_open_whether_there_is_one(
     provider: HttpProvider, transcriber: TranscriptionClient, output: object
 ) -> None:
     provider.expect(answers({"request_id": "req-1", "output": output}))
-    with pytest.raises(UpstreamError):
+    with pytest.raises(UnclearAnswer):
         await transcriber.submit(provider.credential, FILETRANS, AUDIO_URL)
     assert len(provider.requests) == 1
 
@@ -339,6 +339,7 @@ def test_the_captured_report() -> None:
         result_url=RESULT_URL,
         seconds=6,
         request_id="3c829d37-1751-4acf-8d3e-444837d96534",
+        file_urls=(AUDIO_URL,),
     )
 
 

@@ -10,9 +10,11 @@ import pytest
 import uvicorn
 
 from app.sandbox import UVICORN_ARGUMENTS, SandboxOptions, create_sandbox
-from app.storage import LocalStorage, Storage
+from app.storage import LocalStorage, Store
 from app.storage import oss as oss_module
+from app.storage.links import MediaLinks
 from app.storage.oss import OssStorage
+from app.storage.shelter import ShelteredStorage
 from tests.storage.oss_server import BUCKET, KEY_ID, KEY_SECRET, REGION, OssServer
 
 
@@ -83,7 +85,13 @@ async def sandbox_oss(sandbox_url: str, monkeypatch: pytest.MonkeyPatch) -> Asyn
     await storage.close()
 
 
-@pytest.fixture(params=["local", "oss", "sandbox_oss"])
-def storage(request: pytest.FixtureRequest) -> Storage:
-    backend: Storage = request.getfixturevalue(request.param)
+@pytest.fixture
+def sheltered(oss: OssStorage, tmp_path: Path) -> ShelteredStorage:
+    """The server of these tests, sheltered by a folder of the test's own."""
+    return ShelteredStorage(oss, tmp_path / "data" / "held", MediaLinks("http://media.test"), max_bytes=10_000_000)
+
+
+@pytest.fixture(params=["local", "oss", "sandbox_oss", "sheltered"])
+def storage(request: pytest.FixtureRequest) -> Store:
+    backend: Store = request.getfixturevalue(request.param)
     return backend

@@ -10,9 +10,10 @@ import pytest
 from pydantic import SecretStr
 
 from app.errors import ObjectNotFound
-from app.settings import Settings
-from app.storage import LocalStorage, Storage, create_storage
+from app.settings import Secrets, Settings
+from app.storage import LocalStorage, Store, create_storage
 from app.storage.oss import OssStorage
+from app.storage.shelter import ShelteredStorage
 
 KEY = "audio/tts/20251230/0a1b2c3d-4e5f.mp3"
 IMPOSSIBLE_KEYS = [
@@ -33,12 +34,12 @@ IMPOSSIBLE_KEYS = [
 ]
 
 
-async def read(storage: Storage, key: str) -> bytes:
+async def read(storage: Store, key: str) -> bytes:
     async with storage.open(key) as chunks:
         return b"".join([chunk async for chunk in chunks])
 
 
-async def test_an_object_comes_back_as_it_went_in(storage: Storage) -> None:
+async def test_an_object_comes_back_as_it_went_in(storage: Store) -> None:
     content = os.urandom(700_001)
 
     await storage.put(KEY, io.BytesIO(content), content_type="audio/mpeg")
@@ -49,7 +50,7 @@ async def test_an_object_comes_back_as_it_went_in(storage: Storage) -> None:
     assert len(chunks) > 1
 
 
-async def test_put_stores_from_the_start_wherever_the_source_stands(storage: Storage) -> None:
+async def test_put_stores_from_the_start_wherever_the_source_stands(storage: Store) -> None:
     source = io.BytesIO(b"whole")
     source.seek(3)
 
@@ -58,19 +59,19 @@ async def test_put_stores_from_the_start_wherever_the_source_stands(storage: Sto
     assert await read(storage, KEY) == b"whole"
 
 
-async def test_putting_again_replaces(storage: Storage) -> None:
+async def test_putting_again_replaces(storage: Store) -> None:
     for content in (b"a first, longer version", b"second", b"second"):
         await storage.put(KEY, io.BytesIO(content), content_type="audio/mpeg")
 
     assert await read(storage, KEY) == b"second"
 
 
-async def test_an_absent_object_is_not_found(storage: Storage) -> None:
+async def test_an_absent_object_is_not_found(storage: Store) -> None:
     with pytest.raises(ObjectNotFound):
         await read(storage, KEY)
 
 
-async def test_delete_removes_and_may_be_repeated(storage: Storage) -> None:
+async def test_delete_removes_and_may_be_repeated(storage: Store) -> None:
     await storage.put(KEY, io.BytesIO(b"x"), content_type="audio/mpeg")
 
     await storage.delete(KEY)
@@ -80,7 +81,7 @@ async def test_delete_removes_and_may_be_repeated(storage: Storage) -> None:
         await read(storage, KEY)
 
 
-async def test_a_reader_may_stop_early(storage: Storage) -> None:
+async def test_a_reader_may_stop_early(storage: Store) -> None:
     await storage.put(KEY, io.BytesIO(bytes(2_000_000)), content_type="audio/mpeg")
 
     async with storage.open(KEY) as chunks:
@@ -101,7 +102,7 @@ async def test_the_sandbox_accepts_a_signed_address(sandbox_oss: OssStorage) -> 
 
 
 @pytest.mark.parametrize("key", IMPOSSIBLE_KEYS)
-async def test_impossible_keys_are_refused(storage: Storage, key: str) -> None:
+async def test_impossible_keys_are_refused(storage: Store, key: str) -> None:
     with pytest.raises(ValueError, match="not a storage key"):
         await storage.put(key, io.BytesIO(b"x"), content_type="audio/mpeg")
     with pytest.raises(ValueError, match="not a storage key"):
@@ -113,7 +114,7 @@ async def test_impossible_keys_are_refused(storage: Storage, key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["a", "A.b-c_d/9.wav", "a/_b/-c.opus", "a" * 200 + "/" + "b" * 200])
-async def test_unusual_keys_are_fine(storage: Storage, key: str) -> None:
+async def test_unusual_keys_are_fine(storage: Store, key: str) -> None:
     await storage.put(key, io.BytesIO(b"x"), content_type="audio/wav")
 
     assert await read(storage, key) == b"x"
@@ -122,19 +123,22 @@ async def test_unusual_keys_are_fine(storage: Storage, key: str) -> None:
 
 async def test_settings_choose_the_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # no .env here
-    local = create_storage(Settings(data_dir=tmp_path, public_base_url="https://voice.example/"))
+    secrets = Secrets("s" * 32, ("c" * 32,))
+    local = create_storage(Settings(data_dir=tmp_path, public_base_url="https://voice.example/"), secrets)
     oss = create_storage(
         Settings(
+            data_dir=tmp_path,
             oss_endpoint="oss-cn-hangzhou.aliyuncs.com",
             oss_region="cn-hangzhou",
             oss_bucket="voices",
             oss_access_key_id=SecretStr("test-key-id"),
             oss_access_key_secret=SecretStr("test-key-secret"),
-        )
+        ),
+        secrets,
     )
 
     assert isinstance(local, LocalStorage)
     assert local.url(KEY) == f"https://voice.example/media/{KEY}"
-    assert isinstance(oss, OssStorage)
+    assert isinstance(oss, ShelteredStorage)
     assert oss.url(KEY) == f"https://voices.oss-cn-hangzhou.aliyuncs.com/{KEY}"
     await oss.close()

@@ -1,0 +1,193 @@
+"""What a user did, and what it cost: his records, newest first, and each in full."""
+
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from decimal import Decimal
+
+from sqlalchemy import ColumnElement, func, select, tuple_
+from sqlalchemy.orm import defer, undefer
+
+from app.database import Database
+from app.errors import AppError, NotReady, RecordNotFound, UpstreamError
+from app.models import Bill, Enrollment, LongText, Record, Transcription
+from app.services.calls import RecordType
+from app.services.period import Period
+
+LINES_AT_ONCE = 200
+SHOWN_CHARS = 32_000  # what a cell of a spreadsheet takes, about
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCall:
+    """A record with its bill line and what it belongs to; transcripts are loaded only where one record is asked for."""
+
+    record: Record
+    bill: Bill | None
+    enrollment: Enrollment | None
+    task: Transcription | None = None
+    long_text: LongText | None = None
+
+    @property
+    def amount(self) -> Decimal:
+        """What the call cost so far."""
+        if self.bill is None and self.long_text is not None:
+            return self.long_text.characters * self.record.unit_price
+        return self.bill.amount if self.bill else Decimal(0)
+
+    @property
+    def quantity(self) -> int:
+        """What the provider counted so far."""
+        if self.bill is None and self.long_text is not None:
+            return self.long_text.characters
+        return self.bill.quantity if self.bill else 0
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether that is an estimate, at least in part."""
+        if self.bill is None and self.long_text is not None:
+            return self.long_text.guessed > 0
+        return self.bill is not None and self.bill.estimated
+
+    @property
+    def failure(self) -> AppError:
+        """What the record failed with, as the process that worked on it would have told it."""
+        if self.record.status == "interrupted" and self.record.error in {None, AppError.code}:
+            return NotReady("服务重启，请求已中止，已完成的部分见历史记录")
+        for kind in _every_error(AppError):
+            if kind.code == self.record.error:
+                return kind(self.record.error_message)
+        return UpstreamError(self.record.error_message)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryFilter:
+    """Which records are wanted: of a type, of a model, begun in a period; None is any."""
+
+    kind: RecordType | None = None
+    model: str | None = None
+    period: Period | None = None
+
+    def conditions(self, user_id: uuid.UUID) -> list[ColumnElement[bool]]:
+        """What holds for the wanted records of a user."""
+        wanted = [Record.user_id == user_id]
+        if self.kind is not None:
+            wanted.append(Record.type == self.kind)
+        if self.model is not None:
+            wanted.append(Record.model_name == self.model)
+        if self.period is not None and self.period.begins is not None:
+            wanted.append(Record.created_at >= self.period.begins)
+        if self.period is not None and self.period.ends is not None:
+            wanted.append(Record.created_at < self.period.ends)
+        return wanted
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryLine:
+    """A record for a spreadsheet: of what was asked and what was heard, no more than a cell takes."""
+
+    call: RecordedCall
+    asked: str
+    heard: str | None
+    voice_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """One page of a user's records, newest first, and how many there are in all."""
+
+    items: list[RecordedCall]
+    total: int
+
+
+class HistoryService:
+    """Finds records. Nothing is changed here."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def page(
+        self, user_id: uuid.UUID, page: int, page_size: int, wanted: HistoryFilter | None = None
+    ) -> HistoryPage:
+        """The wanted records of a user, newest first; pages count from 1."""
+        wanted = wanted or HistoryFilter()
+        conditions = wanted.conditions(user_id)
+        # Each in the order of the index that finds them.
+        newest_first = (Record.created_at.desc(), Record.id.desc()) if wanted.period else (Record.id.desc(),)
+        rows = (
+            select(Record, Bill, Enrollment, LongText)
+            .outerjoin(Bill, Bill.record_id == Record.id)
+            .outerjoin(Enrollment, Enrollment.record_id == Record.id)
+            .outerjoin(LongText, LongText.record_id == Record.id)
+            .where(*conditions)
+            .order_by(*newest_first)
+            .offset((page - 1) * page_size)
+            .limit(page_size)
+        )
+        async with self._database.snapshot() as session:
+            total = await session.scalar(select(func.count()).select_from(Record).where(*conditions))
+            found = await session.execute(rows)
+            items = [RecordedCall(record, bill, order, long_text=text) for record, bill, order, text in found]
+        return HistoryPage(items, total or 0)
+
+    async def lines(self, user_id: uuid.UUID, wanted: HistoryFilter) -> AsyncIterator[list[HistoryLine]]:
+        """All the wanted records of a user, newest first, some at a time. Nothing is open in between."""
+        newest_first = (Record.created_at.desc(), Record.id.desc())
+        rows = (
+            select(
+                Record,
+                Bill,
+                LongText,
+                func.substr(Record.input_data, 1, SHOWN_CHARS),
+                func.substr(Record.output_text, 1, SHOWN_CHARS),
+                Enrollment.voice_id,
+            )
+            .outerjoin(Bill, Bill.record_id == Record.id)
+            .outerjoin(LongText, LongText.record_id == Record.id)
+            .outerjoin(Enrollment, Enrollment.record_id == Record.id)
+            .where(*wanted.conditions(user_id))
+            .order_by(*newest_first)
+            .limit(LINES_AT_ONCE)
+            .options(*(defer(large, raiseload=True) for large in (Record.input_data, Record.output_text)))
+            .options(defer(Record.output_data, raiseload=True))
+        )
+        rest = rows
+        while True:
+            async with self._database.snapshot() as session:
+                found = list(await session.execute(rest))
+            if found:
+                yield [
+                    HistoryLine(RecordedCall(record, bill, None, long_text=text), asked, heard, voice_id)
+                    for record, bill, text, asked, heard, voice_id in found
+                ]
+            if len(found) < LINES_AT_ONCE:
+                return
+            last: Record = found[-1][0]
+            # The first condition follows from the second; databases find it in an index.
+            rest = rows.where(
+                Record.created_at <= last.created_at,
+                tuple_(Record.created_at, Record.id) < (last.created_at, last.id),
+            )
+
+    async def find(self, user_id: uuid.UUID, record_id: int, *, whole: bool = True) -> RecordedCall:
+        """One record of a user, with its transcripts and its input if the whole is wanted. Raises RecordNotFound."""
+        large = (Transcription.transcripts, Transcription.transcripts_with_words)
+        options = [undefer(column) for column in large] if whole else [defer(Record.input_data, raiseload=True)]
+        wanted = (
+            select(Record, Bill, Enrollment, Transcription, LongText)
+            .outerjoin(Bill, Bill.record_id == Record.id)
+            .outerjoin(Enrollment, Enrollment.record_id == Record.id)
+            .outerjoin(Transcription, Transcription.record_id == Record.id)
+            .outerjoin(LongText, LongText.record_id == Record.id)
+            .where(Record.id == record_id, Record.user_id == user_id)
+            .options(*options)
+        )
+        async with self._database.snapshot() as session:
+            found = (await session.execute(wanted)).one_or_none()
+        if found is None:
+            raise RecordNotFound
+        return RecordedCall(*found)
+
+
+def _every_error(kind: type[AppError]) -> list[type[AppError]]:
+    return [kind, *(error for child in kind.__subclasses__() for error in _every_error(child))]
