@@ -23,10 +23,12 @@ _numbers = itertools.count(1)
 
 # The files that take longest, working or waiting: begun first, so that no worker is alone with one at last.
 LONGEST = (
-    "test_long_text", "test_voice_follow", "test_live", "test_voices", "test_long_text_jobs", "test_live_endings",
-    "test_collection", "test_deployments", "test_tasks", "test_synthesis", "test_cloning", "test_voicebook",
-    "test_crashes", "test_recognition", "test_command_line", "test_live_pause", "test_samples", "test_transcription",
-    "test_uploads", "test_records", "test_voice_crashes", "test_enrollments",
+    "test_faults_store", "test_faults_provider", "test_faults_kills", "test_faults_database", "test_long_text",
+    "test_voice_follow", "test_live", "test_voices", "test_repeats", "test_long_text_jobs", "test_live_endings",
+    "test_collection", "test_repeat_crashes", "test_deployments", "test_tasks", "test_synthesis", "test_cloning",
+    "test_voicebook", "test_crashes", "test_recognition", "test_command_line", "test_live_pause", "test_samples",
+    "test_transcription", "test_uploads", "test_records", "test_voice_crashes", "test_enrollments", "test_budget",
+    "test_storage_outage", "test_faults_clients", "test_lost_tasks",
 )  # fmt: skip
 
 

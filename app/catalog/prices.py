@@ -13,10 +13,7 @@ CHARACTERS_PER_PRICE = 10_000
 MAX_PRICE_DECIMALS = 8  # so that the price of one character has at most 12
 
 # Unified Han with its extensions and compatibility forms, and the iteration and zero marks written with them.
-_HAN = re.compile(
-    "[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0002a6df\U0002a700-\U0002ebef\U0002ebf0-\U0002ee5f\U0002f800-\U0002fa1f\U00030000-\U000323af]"
-)
+_HAN = re.compile("[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f\U00030000-\U000323af]")
 # What of SSML is not text: comments, tags, blanks around the documents. CDATA is text as it stands.
 _MARKUP = re.compile(
     r"""<!--.*?-->|<!\[CDATA\[(?P<text>.*?)\]\]>|\A\s+(?=<speak\b)|</speak\s*>\s*(?=<speak\b|\Z)"""

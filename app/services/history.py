@@ -9,13 +9,14 @@ from sqlalchemy import ColumnElement, func, select, tuple_
 from sqlalchemy.orm import defer, undefer
 
 from app.database import Database
-from app.errors import AppError, NotReady, RecordNotFound, UpstreamError
+from app.errors import AppError, NotReady, RateLimited, RecordNotFound, UpstreamError
 from app.models import Bill, Enrollment, LongText, Record, Transcription
 from app.services.calls import RecordType
 from app.services.period import Period
 
 LINES_AT_ONCE = 200
 SHOWN_CHARS = 32_000  # what a cell of a spreadsheet takes, about
+RETRY_AFTER_SECONDS = 5  # told again, whatever was told before
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,11 @@ class RecordedCall:
     def failure(self) -> AppError:
         """What the record failed with, as the process that worked on it would have told it."""
         if self.record.status == "interrupted" and self.record.error in {None, AppError.code}:
-            return NotReady("服务重启，请求已中止，已完成的部分见历史记录")
+            return NotReady("服务重启，请求已中止，已完成的部分见历史记录", retry_after_seconds=RETRY_AFTER_SECONDS)
         for kind in _every_error(AppError):
             if kind.code == self.record.error:
-                return kind(self.record.error_message)
+                seconds = RETRY_AFTER_SECONDS if issubclass(kind, RateLimited | NotReady) else None
+                return kind(self.record.error_message, retry_after_seconds=seconds)
         return UpstreamError(self.record.error_message)
 
 

@@ -12,7 +12,7 @@ import structlog
 
 from app.catalog import PriceList
 from app.dashscope import InlineAudio, Recognition, RecognitionClient, RecognitionOrder, may_have_worked
-from app.errors import AudioTooLong, ConnectionLost, InvalidAudio, UpstreamTimeout
+from app.errors import AudioTooLong, ConnectionLost, InvalidAudio, UnclearAnswer, UpstreamTimeout
 from app.inflight import InFlight
 from app.services.accounts import AccountService
 from app.services.calls import IdempotencyKey, OpenRecord, Price
@@ -122,9 +122,11 @@ class RecognitionService:
                 await self._records.foresee(record, at_least)
                 try:
                     heard = await self._client.recognize(credential, order, sent)
-                except (asyncio.CancelledError, ConnectionLost, UpstreamTimeout) as error:
+                except (asyncio.CancelledError, ConnectionLost, UpstreamTimeout, UnclearAnswer) as error:
                     if isinstance(error, asyncio.CancelledError) or may_have_worked(error):
-                        record.quantity, record.estimated = at_least, True
+                        # An answer that makes no sense proves less than none at all.
+                        record.quantity = expected if isinstance(error, UnclearAnswer) else at_least
+                        record.estimated = True
                     raise
                 except AudioTooLong:
                     if 0 < expected <= MIN_SECONDS:

@@ -133,18 +133,20 @@ class RecordService:
         record.handed_over = True
         self._live.discard(record.id)
 
-    async def foresee(self, record: OpenRecord, quantity: int) -> None:
-        """Note what the work will count in all, right before it is handed over.
+    async def foresee(self, record: OpenRecord, quantity: int, asked: str | None = None) -> None:
+        """Note what the work will count in all, right before it is handed over, and what is `asked` if that has grown.
 
         It is billed as an estimate should this process die; before it is noted, a death costs nothing.
         """
         now = literal(datetime.now(UTC), UtcDateTime())
         note = update(Record).where(Record.id == record.id, Record.status == "running")
         values: dict[str, Any] = {"expected_quantity": quantity, "sent_at": func.coalesce(Record.sent_at, now)}
+        if asked is not None:
+            values["input_data"] = asked
         if cost := quantity * record.price.per_unit:
             values["reserved"] = case((Record.reserved > cost, Record.reserved), else_=literal(cost, Money()))
         async with self._database.transaction() as session:
-            await session.execute(note.values(planned_key=record.planned_key, **values, **_asked(record)))
+            await session.execute(note.values(planned_key=record.planned_key, **values))
         record.is_sent = True
 
     async def keep_leases(self) -> None:
@@ -205,7 +207,7 @@ class RecordService:
             )
             .values(
                 status=status,
-                **_asked(record),
+                **({} if record.input_data is None else {"input_data": record.input_data}),
                 output_key=record.output_key,
                 output_text=record.output_text,
                 output_data=record.output_data,
@@ -317,10 +319,6 @@ class RecordService:
         )
         async with self._database.transaction() as session:
             await session.execute(renewal)
-
-
-def _asked(record: OpenRecord) -> dict[str, str]:
-    return {} if record.input_data is None else {"input_data": record.input_data}
 
 
 def _new_record(

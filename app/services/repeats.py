@@ -60,9 +60,10 @@ class RepeatService:
         """Perform a request, or answer it from the record of when it was performed; says whether it was a repeat.
 
         One that is under way is waited for, until `has_left` says that nobody wants its answer any more. What it failed
-        with is raised again, and marked as a repeat, unless it surely bought nothing: then its name is free.
-        `otherwise` is called if nothing is performed. Raises IdempotencyConflict for a name that stands for another
-        request, Abandoned, and NotReady when this process ends meanwhile.
+        with is raised again, and marked as a repeat. If it surely bought nothing, its name is free: who asks later
+        orders anew, and so does who waited for one whose process died. `otherwise` is called if nothing is performed.
+        Raises IdempotencyConflict for a name that stands for another request, Abandoned, and NotReady when this process
+        ends meanwhile.
         """
         if name is None:
             return await perform(), False
@@ -89,6 +90,11 @@ class RepeatService:
                 await asyncio.sleep(LOOK_SECONDS[min(looks, len(LOOK_SECONDS) - 1)])
                 looks += 1
                 call = await self._history.find(user_id, call.record.id, whole=False)
+            if call.record.status == "interrupted" and call.record.idempotency_key is None and not is_new:
+                is_new = True  # the first died before it had bought anything
+                return await self.once(
+                    user_id, name, perform, recall, is_answered=is_answered, otherwise=otherwise, has_left=has_left
+                )
             log.info("request_repeated", record_id=call.record.id)
             try:
                 return recall(call), True

@@ -141,7 +141,8 @@ class SynthesisService:
             ):
                 record.planned_key = self._archive.new_key(parameters.format)
                 audience.welcome(record.id)
-                failure = await self._speak(record, credential, parameters, text, spool, audience)
+                spoken = text.strip() if parameters.enable_ssml else text  # blanks around markup would be billed
+                failure = await self._speak(record, credential, parameters, spoken, spool, audience)
                 audience.end_within(KEEPING_SECONDS, failure)
                 if spool.size:
                     await self._archive.keep(record, spool, parameters.format, parameters.sample_rate)

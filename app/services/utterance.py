@@ -30,8 +30,7 @@ PAUSE_SECONDS = 15.0
 MAX_TASK_CHARACTERS = 190_000
 PIECE_CHARS = 1000  # at most 2000 as the provider counts them
 NOTING_SECONDS = 1.0
-# How much more is at stake than was said, at most: what a death is billed for is never less than what was said.
-STAKED_AHEAD_CHARACTERS = 60
+NOTED_AT_ONCE_CHARS = 2000
 # How long it is believed that a user has no budget.
 UNLIMITED_SECONDS = 10.0
 
@@ -70,8 +69,7 @@ class Utterance:
         self._accepted_characters = 0
         self._unlimited_until = 0.0
         self._sent_characters = 0
-        self._staked_characters = 0
-        self._staking = asyncio.Lock()
+        self._noting_in_turn = asyncio.Lock()
         self._counted_characters = 0
         self._noting: asyncio.Task[None] | None = None
         self._is_noted = False
@@ -121,7 +119,7 @@ class Utterance:
         first = self._pending.popleft()
 
         async def foresee() -> None:
-            await self._stake(record, count_characters(first), ahead=0)
+            await self._stake(record, count_characters(first))
 
         try:
             async with self._speech.converse(
@@ -163,7 +161,6 @@ class Utterance:
             piece = self._pending.popleft()
             await self._stake(record, count_characters(piece))
             await task.say(piece)
-            self._note(record)
         if not self._is_stopped():
             await task.finish()
 
@@ -203,16 +200,18 @@ class Utterance:
         active_at = max(self._inbox.heard_at, self._spoke_at)
         return self._idle_seconds - (asyncio.get_running_loop().time() - active_at)
 
-    async def _stake(self, record: OpenRecord, characters: int, ahead: int = STAKED_AHEAD_CHARACTERS) -> None:
-        """Write down what is at stake should this process die, before it is: a little ahead, so that this is rare."""
+    async def _stake(self, record: OpenRecord, characters: int) -> None:
+        """Write down what is at stake should this process die, before it is."""
         self._sent_characters += characters
-        async with self._staking:
-            if self._sent_characters > self._staked_characters:
-                self._staked_characters = self._sent_characters + ahead
-                await self._records.foresee(record, self._staked_characters)
+        is_short = self._chars <= NOTED_AT_ONCE_CHARS
+        async with self._noting_in_turn:
+            said = self._described if is_short else None
+            await self._records.foresee(record, self._sent_characters, said)
+        if not is_short:
+            self._note(record)
 
     def _note(self, record: OpenRecord) -> None:
-        """Write down beside the work, at most once a while, what was said, and that no more is at stake."""
+        """Write down beside the work what was said: of a long text, at most once a while."""
         self._is_noted = False
         if self._noting is None or self._noting.done():
             self._noting = asyncio.create_task(self._write_down(record))
@@ -220,11 +219,9 @@ class Utterance:
     async def _write_down(self, record: OpenRecord) -> None:
         while not self._is_noted:
             self._is_noted = True
-            record.input_data = self._described
             try:
-                async with self._staking:
-                    self._staked_characters = self._sent_characters
-                    await self._records.foresee(record, self._staked_characters)
+                async with self._noting_in_turn:
+                    await self._records.foresee(record, self._sent_characters, self._described)
             except UNAVAILABLE as error:
                 log.warning("utterance_not_noted", record_id=record.id, error=type(error).__name__)
             await asyncio.sleep(NOTING_SECONDS)
