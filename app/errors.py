@@ -39,7 +39,8 @@ AppError
 │   ├── UpstreamNotFound        the provider knows nothing of this name
 │   └── StorageError            the object store refused or could not be reached
 ├── NotReady                503 NOT_READY: the database or the store does not answer
-│   └── StorageFull             what would be paid for now could be kept nowhere
+│   ├── StorageFull             what would be paid for now could be kept nowhere
+│   └── Restarting              this process is about to end, in the middle of a live session
 └── UpstreamTimeout         504 TIMEOUT
     └── HandshakeTimeout        no connection came up in time
 
@@ -353,6 +354,12 @@ class StorageFull(NotReady):
     """Neither the object store nor this machine's disk can take more audio."""
 
     default_message = "音频存储暂时不可用且本地空间已满，请稍后重试，或请管理员检查对象存储与磁盘空间"
+
+
+class Restarting(NotReady):
+    """This process is about to end: what was not said completely is broken off."""
+
+    default_message = "服务正在重启，语音已中止，已合成的部分见历史记录"
 
 
 class UpstreamTimeout(AppError):

@@ -24,6 +24,7 @@ class InFlight:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stops: set[Callable[[], object]] = set()
+        self._haste: set[Callable[[], object]] = set()
         self.hurried = False
         self.stopping = False
 
@@ -45,9 +46,27 @@ class InFlight:
         finally:
             self._stops.discard(stop)
 
+    @contextmanager
+    def hastened(self, hasten: Callable[[], object]) -> Iterator[None]:
+        """Inside the block, have `hasten` called once the process is about to end."""
+        loop = asyncio.get_running_loop()
+
+        def call() -> None:
+            loop.call_soon_threadsafe(hasten)  # who tells it is a signal handler
+
+        self._haste.add(call)
+        try:
+            if self.hurried:
+                call()
+            yield
+        finally:
+            self._haste.discard(call)
+
     def hurry(self) -> None:
         """Let those who only wait for something wait no longer: the process is about to end."""
         self.hurried = True
+        for call in list(self._haste):
+            call()
 
     async def drain(self, grace_seconds: float = GRACE_SECONDS) -> None:
         """Bring everything under way to its settlement: by waiting, by asking it to stop, by cancelling it."""

@@ -423,3 +423,25 @@ async def test_a_terminated_process_settles_what_it_speaks_and_closes(
         assert bills(backend) == [(call["characters"], 0)]
         [kept] = (tmp_path / "data" / "media").rglob("*.pcm")
         assert kept.stat().st_size == call["audio_bytes"] >= 20_000
+
+
+async def test_what_was_said_completely_is_spoken_before_the_process_ends(
+    tmp_path: Path, realtime_sandbox: Sandbox, create_account: CreateAccount
+) -> None:
+    with run_backend(tmp_path, realtime_sandbox.settings) as backend:
+        account, cut_off = await create_account(backend), await create_account(backend)
+        async with talking(backend, account) as talk, talking(backend, cut_off) as unfinished:
+            await talk.say(SENTENCE)
+            await talk.end()
+            await unfinished.say(LONG_TEXT)
+            await talk.hear_some()
+            await unfinished.hear_some()
+            backend.process.terminate()
+            heard, refusal = await asyncio.gather(talk.hear(), unfinished.refusal())
+            assert heard.message["type"] == "complete"
+            assert await talk.close_code() == 1012
+        assert refusal.brief == (503, "NOT_READY", 1012)
+        assert await asyncio.to_thread(backend.stop) in ENDED_GRACEFULLY
+        assert "Traceback" not in backend.log
+        assert sorted(statuses(backend)) == ["interrupted", "succeeded"]
+        assert all(estimated == 0 for _, estimated in bills(backend))

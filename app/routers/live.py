@@ -12,7 +12,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected
 
 from app.audio import AudioFormat
 from app.completion import end_by_cancelling
-from app.errors import AppError, InvalidRequest, Unauthorized
+from app.errors import AppError, InvalidRequest, Restarting, Unauthorized
 from app.routers.failures import describe_problems
 from app.routers.fields import Text
 from app.routers.presentation import show_amount
@@ -23,7 +23,7 @@ from app.services.live import LiveSession, Spoken
 
 log = structlog.get_logger(__name__)
 
-CLIENT_FAULT, SERVER_FAULT = 1008, 1011
+CLIENT_FAULT, SERVER_FAULT, RESTART = 1008, 1011, 1012
 # A client that takes no message for this long is treated like one that hung up.
 STALLED_CLIENT_SECONDS = 60.0
 _TOKEN = re.compile(r"(?:bearer\.)?([\w-]+\.[\w-]+\.[\w-]+)", re.ASCII | re.IGNORECASE)
@@ -62,6 +62,8 @@ async def stream_speech(websocket: WebSocket) -> None:
         try:
             session = await _open(websocket, token)
             await _converse(websocket, session)
+            if websocket.app.state.services.in_flight.hurried:
+                await websocket.close(RESTART)
         except AppError as error:
             await _refuse(websocket, error)
         except _GONE:
@@ -175,4 +177,10 @@ async def _refuse(websocket: WebSocket, error: AppError) -> None:
     told = {"type": "error", "code": error.status, "error": error.code, "message": error.message}
     async with asyncio.timeout(STALLED_CLIENT_SECONDS):
         await websocket.send_text(orjson.dumps(told).decode())
-        await websocket.close(SERVER_FAULT if error.status >= 500 else CLIENT_FAULT, error.code)
+        await websocket.close(_close_code(error), error.code)
+
+
+def _close_code(error: AppError) -> int:
+    if isinstance(error, Restarting):
+        return RESTART
+    return SERVER_FAULT if error.status >= 500 else CLIENT_FAULT

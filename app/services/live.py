@@ -14,7 +14,7 @@ import structlog
 from app.catalog import PriceList, count_characters
 from app.dashscope import Credential, SpeechClient, SpeechParameters
 from app.database import UNAVAILABLE
-from app.errors import AppError, IdleTimeout, NotReady, UpstreamError
+from app.errors import AppError, IdleTimeout, NotReady, Restarting, UpstreamError
 from app.inflight import InFlight
 from app.ratelimit import RateLimiter
 from app.services.admission import SpeechAdmission, describe
@@ -87,12 +87,14 @@ class LiveSession:
         self._inlet, self._outlet = anyio.create_memory_object_stream[tuple[Utterance, bytes] | Spoken](1)
         self._utterance: Utterance | None = None
         self._failure: AppError | None = None
+        self._is_complete = False
         self._left = False
 
     def say(self, text: str) -> None:
         """Have some text spoken. Raises TextTooLong when too much waits already."""
         if text:
             self._inbox.put(text)
+            self._is_complete = False
 
     def flush(self) -> None:
         """Have the unfinished sentence spoken."""
@@ -101,6 +103,7 @@ class LiveSession:
     def end(self) -> None:
         """Say that the utterance is complete."""
         self._inbox.put(Mark.END)
+        self._is_complete = True
 
     def cancel(self) -> None:
         """Stop speaking, and forget everything that was said before."""
@@ -120,6 +123,13 @@ class LiveSession:
             self._utterance.stop("interrupted" if self._tools.in_flight.hurried else "abandoned")
         self._inbox.wake()
 
+    def wind_up(self) -> None:
+        """The process is about to end: speak what was said completely, break off what was not."""
+        if self._utterance is None:
+            self.leave()
+        elif not self._is_complete:
+            self.leave(Restarting())
+
     def close(self) -> None:
         """Nobody listens any more."""
         self.leave()
@@ -128,8 +138,11 @@ class LiveSession:
     async def run(self) -> None:
         """Speak until the client leaves, or something fails; then nothing more is heard."""
         try:
-            while not self._left:
-                await self._serve()
+            with self._tools.in_flight.hastened(self.wind_up):
+                while not self._left:
+                    await self._serve()
+                    if self._tools.in_flight.hurried:
+                        self.wind_up()
         except AppError as error:
             self._failure = self._failure or error
         except Exception as error:
