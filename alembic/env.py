@@ -8,7 +8,8 @@ from sqlalchemy import Connection, event, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from app.models import MONEY_DECIMALS, Money, Table, UtcDateTime
+from app.columns import MONEY_DECIMALS, Money, UtcDateTime
+from app.models import Table
 from app.settings import Settings
 
 # Any number that no other program on the same PostgreSQL database takes as an advisory lock.

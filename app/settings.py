@@ -24,9 +24,11 @@ class Settings(BaseSettings):
     environment: Literal["development", "production"] = "development"
     data_dir: Path = Path("./data")
     database_url: str = ""
+    database_pool_size: int = Field(default=10, ge=2, le=500)
     auto_migrate: bool = True
     redis_url: str | None = None
     workers: int = Field(default=1, ge=1)
+    background_jobs: bool = True
 
     jwt_secret: SecretStr | None = None
     credential_keys: SecretStr | None = None
@@ -55,6 +57,7 @@ class Settings(BaseSettings):
     oss_public_base_url: str | None = None
     oss_url_mode: Literal["public", "signed"] = "public"
     held_audio_max_mb: int = Field(default=2048, ge=1)
+    retention_days: int | None = Field(default=None, ge=1, le=36_500)
 
     public_base_url: str = "http://localhost:8000"
     timezone: str = "Asia/Shanghai"
@@ -62,7 +65,10 @@ class Settings(BaseSettings):
     rate_limit: str = "120/minute"
     prices_file: Path | None = None
     drain_seconds: float = Field(default=25.0, ge=0)
+    drain_delay_seconds: float = Field(default=0.0, ge=0, le=300)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    otel_exporter_otlp_endpoint: str | None = None
+    trace_sample_ratio: float = Field(default=1.0, ge=0, le=1)
 
     @field_validator("timezone")
     @classmethod
@@ -105,7 +111,7 @@ class Settings(BaseSettings):
         checked = _checked_url(value, "http", "https")
         return checked if urlsplit(checked).path else f"{checked}/api/v1"
 
-    @field_validator("public_base_url", "oss_public_base_url")
+    @field_validator("public_base_url", "oss_public_base_url", "otel_exporter_otlp_endpoint")
     @classmethod
     def _http_url(cls, value: str | None) -> str | None:
         return value and _checked_url(value, "http", "https")

@@ -12,7 +12,8 @@ import httpx
 import pytest
 from sqlalchemy.dialects import sqlite
 
-from app.models import Money, User
+from app.columns import Money
+from app.models import User
 from tests.cloning import change, clone_file, sample
 from tests.conftest import Account, CreateAccount
 from tests.hearing import recognize_file, refusal, tone

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from app.models import BUDGET_DECIMALS
+from app.columns import BUDGET_DECIMALS
 from app.routers.dependencies import CurrentUser, ServicesDep
 from app.routers.envelope import Envelope, error_answers
 from app.routers.presentation import show_exactly

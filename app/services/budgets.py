@@ -8,9 +8,10 @@ from decimal import Decimal
 from sqlalchemy import case, func, select, type_coerce, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.columns import Money
 from app.database import Database
 from app.errors import BudgetExceeded
-from app.models import Bill, LongText, Money, Record, User
+from app.models import Bill, LongText, Record, User
 
 
 @dataclass(frozen=True, slots=True)

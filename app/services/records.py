@@ -25,11 +25,12 @@ import structlog
 from sqlalchemy import ColumnElement, Executable, case, exists, func, literal, null, select, true, update
 from sqlalchemy.exc import IntegrityError
 
+from app.columns import Money, UtcDateTime
 from app.completion import run_to_end
 from app.dashscope import may_have_worked
 from app.database import UNAVAILABLE, Database, outlast
 from app.errors import AppError, AskedBefore, HandshakeTimeout, NotReady, StorageError, UpstreamError
-from app.models import PROVIDER_ID_CHARS, Bill, Money, Record, Table, UtcDateTime, Watched
+from app.models import PROVIDER_ID_CHARS, Bill, Record, Table, Watched
 from app.services.budgets import require_budget
 from app.services.calls import IdempotencyKey, OpenRecord, Price, RecordType, Status, as_told
 

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Select, case, func, literal, select, type_coerce
 
+from app.columns import Money
 from app.database import Database
-from app.models import Bill, LongText, Money, Record
+from app.models import Bill, LongText, Record
 from app.services.period import Period
 
 Grouping = Literal["day", "model", "type"]
