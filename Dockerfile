@@ -24,8 +24,10 @@ ENV PATH=/opt/venv/bin:$PATH \
 USER app
 # The only folder that is written to: the rest runs read-only (`docker run --read-only --tmpfs /tmp`).
 VOLUME /data
-EXPOSE 8000
+EXPOSE 8000 8001
+# `serve` listens on 8000, `worker` on 8001.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health/live', timeout=3)"]
+    CMD ["python", "-c", "import socket; from urllib.request import urlopen; port = 8000 if socket.socket().connect_ex(('127.0.0.1', 8000)) == 0 else 8001; urlopen(f'http://127.0.0.1:{port}/health/live', timeout=3)"]
 # Requests under way get DRAIN_SECONDS (25), the rest up to 15 more to settle: `docker run --stop-timeout 45`.
+# The same image runs `python -m app worker --host 0.0.0.0` and `python -m app migrate`.
 CMD ["python", "-m", "app", "serve", "--host", "0.0.0.0"]

@@ -1,4 +1,4 @@
-"""Command line: `python -m app demo | serve | sandbox | migrate`."""
+"""Command line: `python -m app demo | serve | worker | sandbox | migrate | doctor`."""
 
 import argparse
 import asyncio
@@ -6,17 +6,21 @@ import math
 import os
 import socket
 import sys
+from contextlib import nullcontext
 
 from alembic.util.exc import CommandError
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.serving import WEBSOCKETS
-from app.settings import Settings, load_secrets
+from app.serving import SERVER
+from app.settings import Settings
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
+WORKER_PORT = 8001
 SANDBOX_PORT = 8100
+# A server process that does not answer its parent for so long is killed: on a busy machine that must not come soon.
+UNHEALTHY_SECONDS = 30
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,13 +50,18 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="sandbox and backend together: speak a first sentence without an account")
     _add_address(demo, DEFAULT_PORT)
     demo.add_argument(
-        "--sandbox-port", type=int, default=SANDBOX_PORT, help="port of the sandbox (default %(default)s)"
+        "--sandbox-port", type=_port, default=SANDBOX_PORT, help="port of the sandbox (default %(default)s)"
     )
     demo.set_defaults(run=_demo)
 
     serve = commands.add_parser("serve", help="the backend, configured by environment and .env")
     _add_address(serve, DEFAULT_PORT)
+    serve.add_argument("--workers", type=int, metavar="N", help="server processes (default: WORKERS, which is 1)")
     serve.set_defaults(run=_serve)
+
+    worker = commands.add_parser("worker", help="background jobs apart from the web processes; answers health checks")
+    _add_address(worker, WORKER_PORT)
+    worker.set_defaults(run=_worker)
 
     sandbox = commands.add_parser("sandbox", help="a local stand-in of DashScope and OSS")
     _add_address(sandbox, SANDBOX_PORT)
@@ -92,12 +101,33 @@ def _parser() -> argparse.ArgumentParser:
         "revision", nargs="?", default="head", help="head (the default), a later revision, -1 for one back, or base"
     )
     migrate.set_defaults(run=_migrate)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="examine settings, database, storage and provider, and change nothing",
+        description="Examine everything that the program needs, and say what to do where something is wrong.",
+        epilog="An API key is best given in DASHSCOPE_API_KEY or by --api-key-stdin: arguments show in process lists.",
+    )
+    key = doctor.add_mutually_exclusive_group()
+    key.add_argument("--api-key-stdin", action="store_true", help="read a DashScope key to try from standard input")
+    key.add_argument("--api-key", metavar="KEY", help="a DashScope key to try; trying costs nothing")
+    doctor.add_argument("--region", choices=("beijing", "singapore"), help="the region of the key (default beijing)")
+    doctor.add_argument("--workspace", metavar="W", help="the workspace of the key, if it is not the default one")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
 def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
     parser.add_argument("--host", default=DEFAULT_HOST, help="address to listen on (default %(default)s)")
-    parser.add_argument("--port", type=int, default=port, help="port to listen on (default %(default)s)")
+    parser.add_argument("--port", type=_port, default=port, help="port to listen on (default %(default)s)")
+
+
+def _port(given: str) -> int:
+    """A port's number. Raises ArgumentTypeError."""
+    if not given.isdecimal() or not 1 <= int(given) <= 65_535:
+        raise argparse.ArgumentTypeError(f"{given} is no port: 1 to 65535")
+    return int(given)
 
 
 def _require_free(host: str, port: int) -> None:
@@ -106,28 +136,46 @@ def _require_free(host: str, port: int) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    import uvicorn
-
-    from app.catalog import load_prices
-
+    if options.workers is not None:
+        os.environ["WORKERS"] = str(options.workers)
     settings = Settings()
-    load_secrets(settings)
-    load_prices(settings.prices_file)
-    _require_free(options.host, options.port)
     if "public_base_url" not in settings.model_fields_set:
         os.environ["PUBLIC_BASE_URL"] = f"http://localhost:{options.port}"
-    uvicorn.run(
-        "app.main:create_app",
-        factory=True,
-        host=options.host,
-        port=options.port,
-        workers=settings.workers,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
-        **WEBSOCKETS,
-    )
+    return _run_server("app.main:create_app", settings, options, settings.workers)
+
+
+def _worker(options: argparse.Namespace) -> int:
+    settings = Settings()
+    settings.require_shared_database()
+    return _run_server("app.main:create_worker", settings, options)
+
+
+def _run_server(factory: str, settings: Settings, options: argparse.Namespace, processes: int = 1) -> int:
+    """Serve until told to stop. Everything that could keep it from that is found out first, and raised."""
+    import uvicorn
+
+    from app.metrics import gathered_from_processes
+    from app.observability import configure_logs
+    from app.services.preparation import prepare
+
+    _require_free(options.host, options.port)
+    configure_logs(settings.log_level)
+    asyncio.run(prepare(settings))
+    os.environ["AUTO_MIGRATE"] = "false"  # done
+    with gathered_from_processes() if processes > 1 else nullcontext():
+        uvicorn.run(
+            factory,
+            factory=True,
+            host=options.host,
+            port=options.port,
+            workers=processes,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
+            timeout_worker_healthcheck=UNHEALTHY_SECONDS,
+            **SERVER,
+        )
     return 0
 
 
@@ -159,6 +207,20 @@ def _migrate(options: argparse.Namespace) -> int:
 
     asyncio.run(migrate(Settings().database_url, options.revision))
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from app.doctor import run
+
+    settings = Settings()
+    given = sys.stdin.readline().strip() if options.api_key_stdin else options.api_key
+    return run(
+        settings,
+        api_key=given or os.environ.get("DASHSCOPE_API_KEY"),
+        region=options.region,
+        workspace=options.workspace,
+        as_json=options.json,
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The database engine and its transactions: the only commit in the code is here."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 from sqlalchemy import Connection, event, make_url, text
@@ -14,6 +16,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from app.announcements import Announcements
+
 _PROJECT = Path(__file__).resolve().parent.parent
 _WRITE = "app_write"
 SQLITE_BUSY_TIMEOUT_MS = 10_000
@@ -21,31 +25,61 @@ SQLITE_BUSY_TIMEOUT_MS = 10_000
 CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 30.0
 POOL_SECONDS = 15.0
+POOL_SIZE = 10
+# Whoever waits for a lock longer than that waits for somebody who hangs.
+LOCK_SECONDS = 15.0
+# A process that froze, or lost its network, in the middle of a transaction lets go of its locks after this.
+IDLE_TRANSACTION_SECONDS = 15.0
 # What a database that is busy or away raises: asyncpg's refused connections arrive as plain OSErrors.
 UNAVAILABLE = (SQLAlchemyError, OSError)
 # What PostgreSQL says when it has no room, is shut down or starts up; connections that break have no such code.
 _OUTAGE_STATES = ("08", "53", "57P")
 # Longer than a database takes to start again; then whatever was to be written is given up, with a line in the log.
 WRITE_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
+# What holds whatever the database or its role is set to: the code is written for it.
+_SERVER_SETTINGS = {
+    "application_name": "ai-voice-backend",
+    "default_transaction_isolation": "read committed",
+    "statement_timeout": f"{STATEMENT_SECONDS:.0f}s",
+    "lock_timeout": f"{LOCK_SECONDS:.0f}s",
+    "idle_in_transaction_session_timeout": f"{IDLE_TRANSACTION_SECONDS:.0f}s",
+}
+# Two transactions stood in each other's way and this one gave in: done again, it works. A lock that is not let go of
+# for long counts as an outage.
+_CONFLICT_STATES = ("40001", "40P01")
+_LOCK_STATES = ("55P03", "57014")
+CONFLICT_TRIES = 5
+CONFLICT_PAUSE_SECONDS = 0.02
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 log = structlog.get_logger(__name__)
 
 
 class Database:
     """Short units of work on one engine: `transaction()` writes, `snapshot()` reads."""
 
-    def __init__(self, url: str) -> None:
-        self.engine = create_engine(url)
-        self._read = async_sessionmaker(self.engine, expire_on_commit=False)
-        self._write = async_sessionmaker(self.engine.execution_options(**{_WRITE: True}), expire_on_commit=False)
-        # SQLite lets whoever looks next have the lock: under load some writers would never get it.
+    def __init__(self, url: str, pool_size: int = POOL_SIZE) -> None:
+        """Connect when first used. On PostgreSQL `pool_size` connections are kept, and as many more for a while."""
+        self.engine = create_engine(url, pool_size)
+        self.announcements = Announcements(url)
         is_sqlite = self.engine.dialect.name == "sqlite"
+        self._pulse_engine = self.engine if is_sqlite else create_engine(url, pool_size=1)
+        self._read = async_sessionmaker(self.engine, expire_on_commit=False)
+        self._write = async_sessionmaker(_writing(self.engine), expire_on_commit=False)
+        self._pulse = async_sessionmaker(_writing(self._pulse_engine), expire_on_commit=False)
+        # SQLite lets whoever looks next have the lock: under load some writers would never get it.
         self._queue: AbstractAsyncContextManager[object] = asyncio.Lock() if is_sqlite else nullcontext()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
         """One write unit: committed when the block ends, rolled back when it raises. Never remote calls inside."""
         async with self._queue, self._write.begin() as session:
+            yield session
+
+    @asynccontextmanager
+    async def pulse(self) -> AsyncIterator[AsyncSession]:
+        """A write unit that says that this process lives: it has a connection even when all others are taken."""
+        async with self._queue, self._pulse.begin() as session:
             yield session
 
     @asynccontextmanager
@@ -62,6 +96,11 @@ class Database:
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
+        await self._pulse_engine.dispose()
+
+
+def _writing(engine: AsyncEngine) -> AsyncEngine:
+    return engine.execution_options(**{_WRITE: True})
 
 
 def is_outage(error: Exception) -> bool:
@@ -71,9 +110,32 @@ def is_outage(error: Exception) -> bool:
         return (
             isinstance(error, OperationalError | InterfaceError)
             or error.connection_invalidated
-            or state.startswith(_OUTAGE_STATES)
+            or state.startswith((*_OUTAGE_STATES, *_CONFLICT_STATES, *_LOCK_STATES))
         )
     return isinstance(error, PoolTimeout | OSError)
+
+
+def once_more(
+    write: Callable[Arguments, Coroutine[Any, Any, Result]],
+) -> Callable[Arguments, Coroutine[Any, Any, Result]]:
+    """Have a function that is one transaction done again when the database made it give way to another.
+
+    PostgreSQL ends one of two transactions that wait for each other; nothing of it was done then.
+    """
+
+    @wraps(write)
+    async def written(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        for tries in range(1, CONFLICT_TRIES):
+            try:
+                return await write(*args, **kwargs)
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) not in _CONFLICT_STATES:
+                    raise
+                log.warning("transaction_gave_way", write=write.__qualname__, tries=tries)
+                await asyncio.sleep(random.uniform(0, CONFLICT_PAUSE_SECONDS * 2**tries))  # noqa: S311 - parts them
+        return await write(*args, **kwargs)
+
+    return written
 
 
 async def outlast(write: Callable[[], Awaitable[Result]], **facts: object) -> Result:
@@ -92,7 +154,7 @@ async def outlast(write: Callable[[], Awaitable[Result]], **facts: object) -> Re
     return await write()
 
 
-def create_engine(url: str) -> AsyncEngine:
+def create_engine(url: str, pool_size: int = POOL_SIZE) -> AsyncEngine:
     """Make an engine that is safe for read-then-write on SQLite and pooled on PostgreSQL.
 
     Its errors never show parameters: those are texts, hashes and sealed keys.
@@ -100,12 +162,16 @@ def create_engine(url: str) -> AsyncEngine:
     if make_url(url).get_backend_name() != "sqlite":
         return create_async_engine(
             url,
-            pool_size=10,
-            max_overflow=10,
+            pool_size=pool_size,
+            max_overflow=pool_size,
             pool_pre_ping=True,
             pool_timeout=POOL_SECONDS,
             hide_parameters=True,
-            connect_args={"timeout": CONNECT_SECONDS, "command_timeout": STATEMENT_SECONDS},
+            connect_args={
+                "timeout": CONNECT_SECONDS,
+                "command_timeout": STATEMENT_SECONDS + 1.0,
+                "server_settings": _SERVER_SETTINGS,
+            },
         )
     _make_folder(url)
     engine = create_async_engine(url, hide_parameters=True)

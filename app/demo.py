@@ -12,7 +12,7 @@ import httpx
 import uvicorn
 
 from app.main import create_app
-from app.serving import WEBSOCKETS
+from app.serving import SERVER
 from app.settings import Settings, read_or_create_secret
 
 USERNAME = "demo"
@@ -70,7 +70,7 @@ async def _backend(settings: Settings, host: str, port: int) -> AsyncIterator[as
         log_config=None,
         access_log=False,
         server_header=False,
-        **WEBSOCKETS,
+        **SERVER,
     )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())

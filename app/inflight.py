@@ -1,6 +1,7 @@
 """Work that outlives the request it came from: tracked, and waited for at shutdown."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -21,12 +22,25 @@ Result = TypeVar("Result")
 class InFlight:
     """Tasks that no hang-up cancels. `drain()` lets them end, then asks them to stop, and cancels them at last."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_outage: Callable[[Exception], bool] = lambda _: False) -> None:
+        """`is_outage` tells what a database that is busy or away raises, which is no failure of the work."""
+        self._is_outage = is_outage
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stops: set[Callable[[], object]] = set()
         self._haste: set[Callable[[], object]] = set()
-        self.hurried = False
+        self.leaving = False
         self.stopping = False
+        self._hurried_at: float | None = None
+
+    @property
+    def hurried(self) -> bool:
+        """Whether the process is about to end."""
+        return self._hurried_at is not None
+
+    @property
+    def hurried_for_seconds(self) -> float:
+        """How long ago that was told; 0 if it was not."""
+        return 0.0 if self._hurried_at is None else time.monotonic() - self._hurried_at
 
     def start(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         """Run work on its own; its unexpected failures are logged even when nobody waits for it."""
@@ -62,15 +76,24 @@ class InFlight:
         finally:
             self._haste.discard(call)
 
+    def take_leave(self) -> None:
+        """Let it be known that no more requests should come: the process will end soon."""
+        self.leaving = True
+
     def hurry(self) -> None:
         """Let those who only wait for something wait no longer: the process is about to end."""
-        self.hurried = True
+        self.leaving = True
+        if self._hurried_at is None:
+            self._hurried_at = time.monotonic()
         for call in list(self._haste):
             call()
 
     async def drain(self, grace_seconds: float = GRACE_SECONDS) -> None:
-        """Bring everything under way to its settlement: by waiting, by asking it to stop, by cancelling it."""
-        await self._wait(grace_seconds)
+        """Bring everything under way to its settlement: by waiting, by asking it to stop, by cancelling it.
+
+        The grace is counted from when the end was told, and is a little longer for what began late.
+        """
+        await self._wait(max(grace_seconds - self.hurried_for_seconds, min(grace_seconds, GRACE_SECONDS)))
         self.stopping = True
         for stop in list(self._stops):
             stop()
@@ -91,5 +114,7 @@ class InFlight:
         if task.cancelled():
             return
         error = task.exception()
-        if error is not None and not isinstance(error, AppError):
+        if isinstance(error, Exception) and self._is_outage(error):
+            log.warning("background_work_met_outage", error=type(error).__name__)
+        elif error is not None and not isinstance(error, AppError):
             log.error("background_work_failed", error=type(error).__name__, exc_info=error)

@@ -19,21 +19,31 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import structlog
 from anyio import CancelScope
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 
 from app.completion import end_by_cancelling, run_to_end
-from app.database import UNAVAILABLE, Database
+from app.database import UNAVAILABLE, Database, once_more
 from app.errors import AppError, InvalidApiKey, NoApiKey, SealBroken
 from app.inflight import InFlight
 from app.models import Record, Watched
+from app.probes import job
 
 log = structlog.get_logger(__name__)
 
 CLAIM = timedelta(seconds=20)
-CLAIM_RENEWAL_SECONDS = 5.0
+CLAIM_RENEWAL_SECONDS = 4.0
+TRUST_AFTER = timedelta(seconds=8)
 ROUND_SECONDS = 5.0
 FAILED_CHECK_SECONDS = 10.0
 NO_KEY_SECONDS = 60.0
+
+# What the jobs of each table are called by those who watch over them.
+KINDS = {
+    "LongText": "long_text",
+    "Transcription": "transcription",
+    "SubmittedFile": "submission",
+    "Enrollment": "enrollment",
+}
 
 Row = TypeVar("Row", bound=Watched)
 
@@ -72,6 +82,20 @@ class Claims(Generic[Row]):
     def __init__(self, database: Database, table: type[Row]) -> None:
         self._database = database
         self._table = table
+        self.kind = KINDS[table.__name__]
+        self._trusted_from = datetime.now(UTC)
+
+    def doubt_expiry(self) -> None:
+        """Let others who could not reach the database either renew their claims, before one that ran out is taken."""
+        self._trusted_from = datetime.now(UTC) + TRUST_AFTER
+
+    def tell_others(self) -> None:
+        """Let every process that shares the database know of a new row."""
+        self._database.announcements.announce(self._table.__name__)
+
+    def hear(self, listener: Callable[[], object]) -> None:
+        """Call `listener` when any process has a new row."""
+        self._database.announcements.hear(self._table.__name__, lambda _: listener())
 
     async def due(self, limit: int, without: Collection[uuid.UUID] = ()) -> list[DueRow]:
         """The next rows that nobody asks about, soonest first, but for those of some users."""
@@ -86,6 +110,16 @@ class Claims(Generic[Row]):
             found = await session.execute(rows)
         return [DueRow(record_id, user_id, due_at) for record_id, user_id, due_at in found if due_at is not None]
 
+    async def next_expiry(self) -> datetime | None:
+        """When the first of the claims that are held now runs out, if its holder dies; None when none is held."""
+        table = self._table
+        claims = select(func.min(table.claimed_until)).where(
+            table.next_check_at.is_not(None), table.claimed_until >= datetime.now(UTC)
+        )
+        async with self._database.snapshot() as session:
+            return await session.scalar(claims)
+
+    @once_more
     async def claim(self, record_id: int) -> Claimed[Row] | None:
         """Take the right to ask about a row; None when all is known, or somebody else has the right."""
         table, now = self._table, datetime.now(UTC)
@@ -110,6 +144,7 @@ class Claims(Generic[Row]):
         finally:
             await end_by_cancelling(keeping)
 
+    @once_more
     async def put_back(self, claimed: Claimed[Row], changes: dict[str, Any]) -> None:
         """Give the right back, and note what is to be known by whoever asks next."""
         putting = update(self._table).where(claimed.is_mine)
@@ -122,7 +157,7 @@ class Claims(Generic[Row]):
             await asyncio.sleep(CLAIM_RENEWAL_SECONDS)
             renewal = update(self._table).where(claimed.is_mine).values(claimed_until=datetime.now(UTC) + CLAIM)
             try:
-                async with self._database.transaction() as session:
+                async with self._database.pulse() as session:
                     renewed = await session.scalar(renewal.returning(self._table.record_id))
                     holder = select(self._table.claimed_by).where(self._table.record_id == claimed.record.id)
                     if renewed is None and await session.scalar(holder) is not None:
@@ -139,7 +174,8 @@ class Claims(Generic[Row]):
                 )
 
     def _is_free(self, now: datetime) -> ColumnElement[bool]:
-        return or_(self._table.claimed_until.is_(None), self._table.claimed_until < now)
+        is_let_go = self._table.claimed_until.is_(None)
+        return or_(is_let_go, self._table.claimed_until < now) if now >= self._trusted_from else is_let_go
 
 
 class Rounds(ABC, Generic[Row]):
@@ -154,6 +190,7 @@ class Rounds(ABC, Generic[Row]):
         self._checking: dict[int, asyncio.Task[AppError | None]] = {}
         self._busy: Counter[uuid.UUID] = Counter()
         self._awake = asyncio.Event()
+        rows.hear(self._awake.set)
 
     async def run(self) -> None:
         """Until cancelled: check every row when it is due."""
@@ -163,6 +200,7 @@ class Rounds(ABC, Generic[Row]):
                 pause_seconds = await self._start_due_checks()
             except Exception as error:
                 # Whatever it was, the next round must come.
+                self._rows.doubt_expiry()
                 log.warning("round_failed", rounds=type(self).__name__, error=type(error).__name__, exc_info=True)
                 pause_seconds = ROUND_SECONDS
             with suppress(TimeoutError):
@@ -170,8 +208,9 @@ class Rounds(ABC, Generic[Row]):
                     await self._awake.wait()
 
     def wake(self) -> None:
-        """Have the next round begin now: there is a new row."""
+        """Have the next round begin now, here or in another process: there is a new row."""
         self._awake.set()
+        self._rows.tell_others()
 
     def check(self, record_id: int) -> asyncio.Task[AppError | None]:
         """Ask the provider about a row, once for everybody who asks now. Gives what kept us from an answer."""
@@ -198,7 +237,8 @@ class Rounds(ABC, Generic[Row]):
             if number < room and row.user_id not in self._users_at_their_limit():
                 self._busy[row.user_id] += 1
                 self.check(row.record_id).add_done_callback(partial(self._leave, row.user_id))
-        return ROUND_SECONDS
+        expiry = await self._rows.next_expiry()
+        return min(ROUND_SECONDS, (expiry - now).total_seconds()) if expiry else ROUND_SECONDS
 
     def _users_at_their_limit(self) -> set[uuid.UUID]:
         return {user_id for user_id, checks in self._busy.items() if checks >= self.per_user}
@@ -219,7 +259,8 @@ class Rounds(ABC, Generic[Row]):
                 stop = partial(self._stop, claimed, scope)
                 with self._in_flight.stoppable(stop):
                     async with self._rows.kept(claimed, stop):
-                        changes = await self._ask(claimed)
+                        with job(self._rows.kind, record_id):
+                            changes = await self._ask(claimed)
             if scope.cancelled_caught:
                 changes = {}
         except AppError as error:
@@ -233,6 +274,8 @@ class Rounds(ABC, Generic[Row]):
             if failure is not None and self._is_hopeless(claimed):
                 await run_to_end(self._give_up(claimed, failure))
             await run_to_end(self._rows.put_back(claimed, changes))
+            if self._in_flight.hurried:
+                self._rows.tell_others()
         if failure is not None:
             log.warning("check_failed", rounds=type(self).__name__, record_id=record_id, error=type(failure).__name__)
         return failure

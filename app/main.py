@@ -1,14 +1,14 @@
 """The application: resources, routes, failure answers and documentation pages."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from app.memory import return_large_blocks
-from app.observability import Metrics, RequestContext, configure_logs
+from app.observability import RequestContext, configure_logs
 from app.routers import (
     auth,
     budget,
@@ -35,7 +35,8 @@ from app.routers.envelope import describe_errors_as_answered
 from app.routers.failures import AnswerUnexpected, add_failure_handlers
 from app.services import open_services
 from app.settings import Settings
-from app.stopping import hearing_stop
+from app.stopping import ending_with_parent, hearing_stop
+from app.tracing import Traces
 
 # Of routes that take neither audio nor long texts; the longest text of a short synthesis is far below this.
 MAX_BODY_BYTES = 1024 * 1024
@@ -61,27 +62,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """Build the application; without settings, from the environment and `.env`."""
     settings = settings or Settings()
     configure_logs(settings.log_level)
-    metrics = Metrics()
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        return_large_blocks()
-        async with open_services(settings) as services:
-            app.state.services = services
-            metrics.watch_held_audio(services.storage.held)
-            with hearing_stop(services.in_flight.hurry):
-                yield
-
+    traces = Traces(settings.otel_exporter_otlp_endpoint, settings.trace_sample_ratio)
     app = FastAPIOffline(
         title="AI 语音后端",
         version="0.1",
         description=_DESCRIPTION,
-        lifespan=lifespan,
+        lifespan=_serving(settings, traces),
+        telemetry=traces.telemetry,
         redoc_url=None,  # see pages
         redirect_slashes=False,
         swagger_ui_parameters={"displayRequestDuration": True},
     )
-    app.state.metrics = metrics
     speaking = (speech, long_text, estimate, live)
     hearing = (recognition, transcription, subtitles)
     calls = (history, history_csv, usage, progress)
@@ -100,7 +91,36 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         allow_origins=settings.allowed_origins,
         allow_methods=["*"],
         allow_headers=["*"],
-        expose_headers=["X-Request-Id", "X-Record-Id", "Retry-After", "Idempotency-Replayed"],
+        expose_headers=["X-Request-Id", "X-Record-Id", "Retry-After", "Idempotency-Replayed", "Server-Timing"],
     )
-    app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(RequestContext)
     return app
+
+
+def create_worker(settings: Settings | None = None) -> FastAPI:
+    """Build what runs background jobs, whatever `serve` does, and answers nobody but monitors."""
+    settings = (settings or Settings()).model_copy(update={"background_jobs": True})
+    configure_logs(settings.log_level)
+    traces = Traces(settings.otel_exporter_otlp_endpoint, settings.trace_sample_ratio)
+    app = FastAPI(
+        lifespan=_serving(settings, traces), telemetry=traces.telemetry, openapi_url=None, redirect_slashes=False
+    )
+    app.include_router(health.router)
+    add_failure_handlers(app)
+    app.add_middleware(AnswerUnexpected)
+    app.add_middleware(RequestContext)
+    return app
+
+
+def _serving(settings: Settings, traces: Traces) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """What an application holds open from its first request to its last."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        return_large_blocks()
+        async with traces, open_services(settings) as services:
+            app.state.services = services
+            with hearing_stop(services.in_flight, settings.drain_delay_seconds), ending_with_parent():
+                yield
+
+    return lifespan

@@ -16,12 +16,14 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.columns import BUDGET_DECIMALS, Money, UtcDateTime
 
 PROVIDER_ID_CHARS = 128
+_UNERASED = text("erased_at IS NULL")
 
 
 class Table(DeclarativeBase):
@@ -79,7 +81,8 @@ class Record(Table):
 
     Right before the provider may take work on, `sent_at` is written, and `planned_key`: where the audio will be kept.
     `reserved` is what the user's budget holds back for the call while it runs. `idempotency_key` is the client's name
-    for his request, of which `request_digest` is the content.
+    for his request, of which `request_digest` is the content. Since `erased_at`, the record tells nothing of what was
+    said or written: only how it was done and what it cost.
     """
 
     __tablename__ = "records"
@@ -90,6 +93,7 @@ class Record(Table):
         Index("ix_records_user_id_created_at", "user_id", "created_at"),
         Index("ix_records_status_lease_expires_at", "status", "lease_expires_at"),
         Index("uq_records_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
+        Index("ix_records_finished_at", "finished_at", sqlite_where=_UNERASED, postgresql_where=_UNERASED),
         {"sqlite_autoincrement": True},
     )
 
@@ -117,6 +121,7 @@ class Record(Table):
     sent_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    erased_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class Watched:
@@ -323,6 +328,45 @@ class Bill(Table):
     estimated: Mapped[bool] = mapped_column(Boolean, default=False)
     provider_request_id: Mapped[str | None] = mapped_column(String(PROVIDER_ID_CHARS))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Removal(Table):
+    """An object that is to disappear from the store, written down when the database forgets where it was.
+
+    It is removed once `remove_at` has passed, and again a day after it was `removed_at` for the first time. Whoever
+    works on it puts `remove_at` off and is named by `claimed_by`. `erasure_id` names an erasure, and no user.
+    """
+
+    __tablename__ = "removals"
+    __table_args__ = (
+        Index("ix_removals_remove_at", "remove_at"),
+        Index("ix_removals_erasure_id_remove_at", "erasure_id", "remove_at"),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, default=uuid.uuid4)
+    key: Mapped[str] = mapped_column(String(512))
+    remove_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    removed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    misses: Mapped[int] = mapped_column(Integer, default=0)
+    claimed_by: Mapped[uuid.UUID | None] = mapped_column(Uuid)
+    erasure_id: Mapped[uuid.UUID | None] = mapped_column(Uuid)
+
+
+class Erasure(Table):
+    """A user who is to vanish, from when he may come in no more until nothing is left of him, this row included.
+
+    `accounts` (JSON) are those that his keys reached at the provider. Somebody goes on with it once `next_at` has
+    passed, and puts that off; `claimed_by` names who did so last.
+    """
+
+    __tablename__ = "erasures"
+    __table_args__ = (Index("ix_erasures_next_at", "next_at"),)
+
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, default=uuid.uuid4)
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="RESTRICT"), unique=True)
+    accounts: Mapped[str] = mapped_column(Text)
+    next_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    claimed_by: Mapped[uuid.UUID | None] = mapped_column(Uuid)
 
 
 class GeneratedSecret(Table):

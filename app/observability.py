@@ -1,17 +1,16 @@
-"""Structured logs, the request id, and metrics: what an operator sees of every request."""
+"""Structured logs and the request context: what an operator sees of every request."""
 
 import logging
 import re
 import sys
-import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+
+from app import metrics, timing, tracing
+from app.timing import RequestTiming
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -21,8 +20,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # Without local variables: those hold keys, tokens and the text being spoken.
 _tracebacks = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
-METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_REFUSED_HANDSHAKE = 403
+_SWITCHED = 101
 
 log = structlog.get_logger(__name__)
 
@@ -64,55 +64,11 @@ def _tells_no_address(record: logging.LogRecord) -> bool:
     return '"WebSocket ' not in str(record.msg)
 
 
-class HeldAudio(NamedTuple):
-    """What lies on this machine because the store has not taken it yet."""
-
-    files: int = 0
-    bytes: int = 0
-    oldest_seconds: float = 0.0
-    put_off: int = 0
-    """How many uploads this process has put off so far."""
-
-
-class Metrics:
-    """Counters of one application."""
-
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self.requests = Counter(
-            "http_requests", "Requests answered", ["method", "route", "status"], registry=self._registry
-        )
-        self.duration = Histogram(
-            "http_request_duration_seconds", "Time to the end of the answer", ["route"], registry=self._registry
-        )
-
-    def watch_held_audio(self, look: Callable[[], HeldAudio]) -> None:
-        """Have audio that the store has not taken yet counted whenever somebody asks. To be called once."""
-        self._registry.register(_HeldAudioCollector(look))
-
-    def render(self) -> bytes:
-        """The metrics in Prometheus' text format. It may touch the disk: call it in a thread."""
-        return generate_latest(self._registry)
-
-
-class _HeldAudioCollector(Collector):
-    def __init__(self, look: Callable[[], HeldAudio]) -> None:
-        self._look = look
-
-    def collect(self) -> Iterator[Metric]:
-        held = self._look()
-        yield GaugeMetricFamily("held_audio_files", "Files that the store has not taken yet", held.files)
-        yield GaugeMetricFamily("held_audio_bytes", "Their size in bytes", held.bytes)
-        yield GaugeMetricFamily("held_audio_oldest_seconds", "Age of the oldest of them", held.oldest_seconds)
-        yield CounterMetricFamily("held_audio_uploads_put_off", "Uploads that were put off", held.put_off)
-
-
 class RequestContext:
-    """The outermost layer: names each request, logs it and counts it."""
+    """The outermost layer: names each request, times it, logs it and counts it."""
 
-    def __init__(self, app: App, metrics: Metrics) -> None:
+    def __init__(self, app: App) -> None:
         self._app = app
-        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -120,28 +76,128 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
-        started = time.perf_counter()
-        status = 0
-
-        async def send_named(message: Message) -> None:
-            nonlocal status
-            if message["type"] in {"http.response.start", "websocket.accept"}:
-                status = message.get("status", 101)
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        kind = _Socket if scope["type"] == "websocket" else _Exchange
+        names = {"request_id": request_id, **tracing.current_trace()}
+        with structlog.contextvars.bound_contextvars(**names), timing.timed_request() as request:
+            answer = kind(scope, receive, send, request_id, request)
             try:
-                await self._app(scope, receive, send_named)
+                await self._app(scope, answer.receive, answer.send)
             finally:
-                self._observe(scope, status, time.perf_counter() - started)
+                answer.finish()
 
-    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
-        method = scope.get("method", "WEBSOCKET")
-        self._metrics.requests.labels(method, route, status).inc()
-        self._metrics.duration.labels(route).observe(seconds)
-        log.info("request", method=method, route=route, status=status, duration_ms=round(seconds * 1000, 1))
+
+class _Exchange:
+    """An HTTP request and its answer, as they pass by."""
+
+    stream_kind = "http"
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str, request: RequestTiming) -> None:
+        self.receive = receive
+        self._scope = scope
+        self._send = send
+        self._request_id = request_id.encode()
+        self._timing = request
+        self._status = 0
+        self._is_open = False
+        self._has_length = True
+
+    async def send(self, message: Message) -> None:
+        """Name the answer when it starts, and see when it goes on."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            self._has_length = self._label(message)
+        elif message["type"] == "http.response.body":
+            if message.get("body"):
+                self._timing.note_first_byte()
+            if message.get("more_body") and not self._has_length and not self._is_open:
+                self._open()
+                self._note_stream()
+        await self._send(message)
+
+    def finish(self) -> None:
+        """Nothing more comes: write down what became of it."""
+        if self._is_open:
+            metrics.OPEN_STREAMS.labels(self.stream_kind).dec()
+        seconds, first = self._timing.seconds, self._timing.first_byte_seconds
+        method = self._scope.get("method", "WEBSOCKET")
+        metrics.REQUESTS.labels(metrics.method_label(method), self._route, self._status).inc()
+        metrics.REQUEST_SECONDS.labels(self._route).observe(seconds)
+        named = str(self._scope.get("path_params", {}).get("record_id", ""))
+        facts = {"record_id": int(named) if named.isdecimal() else None, **self._timing.facts}
+        log.info(
+            "request",
+            method=method,
+            route=self._route,
+            status=self._status,
+            duration_ms=timing.to_ms(seconds),
+            **({} if first is None else {"first_byte_ms": timing.to_ms(first)}),
+            **self._timing.waits_ms(),
+            **{name: fact for name, fact in facts.items() if fact is not None},
+        )
+
+    @property
+    def _route(self) -> str:
+        return getattr(self._scope.get("route"), "path", "unmatched")
+
+    def _open(self) -> None:
+        self._is_open = True
+        metrics.OPEN_STREAMS.labels(self.stream_kind).inc()
+
+    def _note_stream(self) -> None:
+        self._timing.note_first_byte()
+        metrics.FIRST_BYTE_SECONDS.labels(self._route).observe(self._timing.first_byte_seconds or 0.0)
+
+    def _label(self, message: Message) -> bool:
+        """Add our headers; says whether the answer tells its length."""
+        headers = [*message.get("headers", []), (b"x-request-id", self._request_id)]
+        headers.append((b"server-timing", self._timing.server_timing().encode()))
+        names = dict(headers)
+        # Who may read the answer may read its timing.
+        if (origin := names.get(b"access-control-allow-origin")) is not None:
+            headers.append((b"timing-allow-origin", origin))
+        message["headers"] = headers
+        return b"content-length" in names
+
+
+class _Socket(_Exchange):
+    """A WebSocket, as its messages pass by."""
+
+    stream_kind = "websocket"
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str, request: RequestTiming) -> None:
+        super().__init__(scope, self._hear, send, request_id, request)
+        self._hears = receive
+        self._has_spoken = False
+
+    async def _hear(self) -> Message:
+        message = await self._hears()
+        if message["type"] == "websocket.disconnect":
+            self._note_close(message.get("code"))
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Name the handshake's answer, and see what is sent."""
+        match message["type"]:
+            case "websocket.accept":
+                self._status = _SWITCHED
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", self._request_id)]
+                self._open()
+            case "websocket.http.response.start":
+                self._status = message["status"]
+                self._label(message)
+            case "websocket.send":
+                if message.get("bytes") and not self._has_spoken:
+                    self._has_spoken = True
+                    self._note_stream()
+            case "websocket.close":
+                if self._status:
+                    self._note_close(message.get("code", 1000))
+                else:
+                    self._status = _REFUSED_HANDSHAKE
+        await self._send(message)
+
+    def _note_close(self, code: int | None) -> None:
+        self._timing.facts.setdefault("close_code", code)
 
 
 def _request_id(scope: Scope) -> str:

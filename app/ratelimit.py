@@ -19,6 +19,7 @@ from limits.errors import StorageError
 from app.completion import run_to_end
 from app.errors import RateLimited
 from app.pacing import TURN_MARGIN_SECONDS, LocalPace, Pace, SharedPace
+from app.timing import measure
 from app.turns import FairTurns
 
 if TYPE_CHECKING:
@@ -68,11 +69,15 @@ class RateLimiter:
         """
         item = _parse(rate)
         line = self._lines.setdefault((rate, *identity), FairTurns(1))
+        with measure("queue"):
+            await self._wait(line, item, item.key_for(*identity), party)
+        _honour_cancellation()
+
+    async def _wait(self, line: FairTurns, item: RateLimitItem, key: str, party: str) -> None:
         async with line.taken(party):
             with self._open_when_unreachable():
                 if self._is_reachable():
-                    await self._keep_pace(item, item.key_for(*identity))
-        _honour_cancellation()
+                    await self._keep_pace(item, key)
 
     async def _keep_pace(self, item: RateLimitItem, key: str) -> None:
         for tries_left in reversed(range(SLOTS_TRIED)):

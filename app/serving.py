@@ -1,8 +1,26 @@
-"""How the server treats WebSockets, whoever starts it."""
+"""How the server treats its connections when it is to end, whoever starts it."""
 
-from typing import Any
+from typing import Any, cast
 
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+# How long after it connected somebody may take to say what for, when the process is to end.
+FIRST_REQUEST_SECONDS = 1.0
+
+
+class DrainedHttp(HttpToolsProtocol):
+    """A connection that is not closed on somebody who has just made it, and whose request is on its way.
+
+    A proxy could not tell whether that request was heard, and would have to give it up.
+    """
+
+    def shutdown(self) -> None:
+        """Come to an end, after the first request if there was none yet."""
+        if cast("object | None", self.cycle) is None:
+            self.loop.call_later(FIRST_REQUEST_SECONDS, super().shutdown)
+        else:
+            super().shutdown()
 
 
 class DrainedWebSocket(WebSocketsSansIOProtocol):
@@ -19,7 +37,8 @@ class DrainedWebSocket(WebSocketsSansIOProtocol):
             super().shutdown()
 
 
-WEBSOCKETS: dict[str, Any] = {
+SERVER: dict[str, Any] = {
+    "http": DrainedHttp,
     "ws": DrainedWebSocket,
     "ws_max_size": 4 * 1024 * 1024,  # more than ever may wait to be spoken, so that its sender is told
     "ws_per_message_deflate": False,  # audio does not shrink

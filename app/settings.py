@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # 32 characters of a random token carry more entropy than HMAC-SHA-256 or AES-256 can use.
 MIN_SECRET_CHARS = 32
+_ONE_PROCESS = "several WORKERS, or a worker apart, need PostgreSQL in DATABASE_URL, not SQLite"
 
 
 class Settings(BaseSettings):
@@ -98,6 +99,14 @@ class Settings(BaseSettings):
                 raise ValueError(f"{value!r} would let nothing through")
         return value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_address(cls, value: str | None) -> str | None:
+        # Not shown: it may hold a password.
+        if value and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
     @field_validator("dashscope_ws_url")
     @classmethod
     def _websocket_url(cls, value: str | None) -> str | None:
@@ -143,10 +152,15 @@ class Settings(BaseSettings):
                 problems.append(f"{name.upper()} must be set: a generated one is lost with the machine")
         if "*" in self.allowed_origins:
             problems.append("CORS_ORIGINS must list the frontends, not *")
-        if self.uses_sqlite and self.workers > 1:
-            problems.append("several WORKERS need PostgreSQL in DATABASE_URL, not SQLite")
+        if self.uses_sqlite and (self.workers > 1 or not self.background_jobs):
+            problems.append(_ONE_PROCESS)
         if problems:
             raise ValueError("unsafe in production: " + "; ".join(problems))
+
+    def require_shared_database(self) -> None:
+        """Raise ValueError when the database is not one for several processes in production."""
+        if self.environment == "production" and self.uses_sqlite:
+            raise ValueError(f"unsafe in production: {_ONE_PROCESS}")
 
     @property
     def handshake_seconds(self) -> float:

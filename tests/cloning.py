@@ -1,9 +1,8 @@
 """Cloned voices as a client asks for them, what the provider saw of it, and what is on our disk."""
 
 import asyncio
-import sqlite3
 import time
-from contextlib import closing
+import uuid
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import httpx
 
 from tests.conftest import Account
-from tests.hearing import PATIENCE_SECONDS, data_of, query, tone
+from tests.databases import rows
+from tests.hearing import PATIENCE_SECONDS, data_of, tone
 from tests.servers import Sandbox, Server
 
 FLASH = "cosyvoice-v3-flash"
@@ -129,8 +129,7 @@ def samples_of(backend: Server) -> set[Path]:
 
 def sample_of(backend: Server, account: Account) -> Path | None:
     """An account's only sample on a backend's disk, found by the database; None when there is none."""
-    owner = account.user_id.replace("-", "")
-    keys = query(backend, "SELECT key FROM voice_samples WHERE replace(user_id, '-', '') = ?", owner)
+    keys = rows(backend, "SELECT key FROM voice_samples WHERE user_id = ?", uuid.UUID(account.user_id))
     files = [file for file in samples_of(backend) if any(file.as_posix().endswith(key) for (key,) in keys)]
     assert len(files) <= 1, files
     return files[0] if files else None
@@ -151,20 +150,14 @@ async def no_more_than(backend: Server, before: set[Path]) -> None:
             await asyncio.sleep(0.02)
 
 
-def change(server: Server, sql: str, *values: object) -> None:
-    """Change the database of a server, to let time pass."""
-    with closing(sqlite3.connect(server.folder / "data" / "app.db", timeout=10)) as database, database:
-        database.execute(sql, values)
-
-
 def let_a_minute_pass(server: Server) -> None:
     """Make the lists of all accounts a minute older."""
-    change(server, "UPDATE voice_listings SET listed_at = '2026-01-01 00:00:00.000000'")
+    rows(server, "UPDATE voice_listings SET listed_at = '2026-01-01 00:00:00.000000'")
 
 
 def hurry(server: Server, record_id: int) -> None:
     """Let the time pass that lies before the next look at a voice, and that a dead process' claim still lasts."""
-    change(
+    rows(
         server,
         "UPDATE enrollments SET next_check_at = '2026-01-01 00:00:00.000000', claimed_until = NULL, claimed_by = NULL"
         " WHERE record_id = ? AND next_check_at IS NOT NULL",

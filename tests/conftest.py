@@ -1,20 +1,32 @@
 """What the tests share: real servers, users who are logged in, databases of both kinds."""
 
+import gc
+import importlib
 import itertools
-import sqlite3
+import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from app.database import migrate
-from app.security import TokenSigner
-from tests.databases import create_database, drop_database, empty_database, postgres_url, run_apart, sqlite_schema
+from app.security import TokenSigner, hash_password
+from tests.databases import (
+    create_database,
+    drop_database,
+    empty_database,
+    postgres_url,
+    provider,
+    rows,
+    run_apart,
+    sqlite_schema,
+)
 from tests.servers import NO_AUTHORITIES, Sandbox, Server, run_backend, run_sandbox
 
 PASSWORD = "correct-horse-battery"
@@ -23,13 +35,68 @@ _numbers = itertools.count(1)
 
 # The files that take longest, working or waiting: begun first, so that no worker is alone with one at last.
 LONGEST = (
+    "test_cluster", "test_doctor",
     "test_faults_store", "test_faults_provider", "test_faults_kills", "test_faults_database", "test_long_text",
     "test_voice_follow", "test_live", "test_voices", "test_repeats", "test_long_text_jobs", "test_live_endings",
     "test_collection", "test_repeat_crashes", "test_deployments", "test_tasks", "test_synthesis", "test_cloning",
     "test_voicebook", "test_crashes", "test_recognition", "test_command_line", "test_live_pause", "test_samples",
     "test_transcription", "test_uploads", "test_records", "test_voice_crashes", "test_enrollments", "test_budget",
-    "test_storage_outage", "test_faults_clients", "test_lost_tasks",
+    "test_storage_outage", "test_faults_clients", "test_lost_tasks", "test_processes", "test_erasure", "test_retention",
 )  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the whole suite run on either database."""
+    parser.addoption(
+        "--database",
+        choices=("sqlite", "postgresql"),
+        default="sqlite",
+        help="what servers keep their data in, unless a test is about one of them",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give servers databases of that kind, and let workers leave compiled tests for each other."""
+    provider.kind = config.getoption("--database")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Make light of what all tests together are: nothing of it is garbage, and to compile it takes a minute."""
+    gc.disable()
+    _share_compilation(session.config)
+    result = yield
+    gc.freeze()
+    gc.enable()
+    return result
+
+
+def _share_compilation(config: pytest.Config) -> None:
+    """Have each worker compile its part of the tests before it asks for all, which the others have compiled by then."""
+    worker, tests = getattr(config, "workerinput", None), config.rootpath / "tests"
+    if worker is None or any(
+        config.invocation_params.dir / each not in {tests, config.rootpath} for each in config.args
+    ):
+        return
+    number, workers = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
+    for file in sorted(tests.rglob("test_*.py"))[number::workers]:
+        with suppress(Exception):  # the collection tells it
+            importlib.import_module(".".join(file.relative_to(config.rootpath).with_suffix("").parts))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    """Remove the databases of a file's servers after its last test."""
+    result = yield
+    if nextitem is None or nextitem.path != item.path:
+        provider.drop_unused()
+    return result
+
+
+def pytest_sessionfinish() -> None:
+    """Leave nothing behind in PostgreSQL."""
+    provider.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -95,26 +162,26 @@ def realtime_backend(tmp_path_factory: pytest.TempPathFactory, realtime_sandbox:
         yield running
 
 
-_first_users: dict[Path, str] = {}
+@cache
+def _password_hash() -> str:
+    return hash_password(PASSWORD)
 
 
 def copy_user(server: Server, name: str) -> str | None:
-    """Another user with the password of the first one of a server: hashing it for each takes a tenth of all tests.
+    """Another user of a server: to hash a password for each would take a tenth of all tests.
 
-    None where there is no first one yet, or where database and secret are not those that a server makes itself.
+    None where the server has another secret than one that it made itself.
     """
-    first = _first_users.get(server.folder)
-    data = server.folder / "data"
-    if first is None or not (data / "app.db").exists() or not (data / "jwt_secret").exists():
+    if not (server.data / "jwt_secret").exists():
         return None
     user_id = uuid.uuid4()
-    with closing(sqlite3.connect(data / "app.db", timeout=10)) as database, database:
-        copied = database.execute(
-            "INSERT INTO users (id, username, username_key, password_hash, is_active, created_at)"
-            " SELECT ?, ?, ?, password_hash, is_active, created_at FROM users WHERE id = ?",
-            [user_id.hex, name, name, uuid.UUID(first).hex],
-        ).rowcount
-    return str(user_id) if copied else None
+    rows(
+        server,
+        "INSERT INTO users (id, username, username_key, password_hash, is_active, created_at)"
+        " VALUES (?, ?, ?, ?, TRUE, ?)",
+        *(user_id, name, name, _password_hash(), datetime.now(UTC)),
+    )
+    return str(user_id)
 
 
 CreateAccount = Callable[..., Awaitable[Account]]
@@ -136,11 +203,8 @@ async def create_account() -> AsyncIterator[CreateAccount]:
             assert registered.status_code == 200, registered.text
             user_id = registered.json()["data"]["user_id"]
             token = (await client.post("/api/auth/login", json=login)).json()["data"]["access_token"]
-            _first_users.setdefault(server.folder, user_id)
         else:
-            token = TokenSigner((server.folder / "data" / "jwt_secret").read_text().strip(), 3600).issue(
-                uuid.UUID(user_id)
-            )
+            token = TokenSigner((server.data / "jwt_secret").read_text().strip(), 3600).issue(uuid.UUID(user_id))
         client.headers["Authorization"] = f"Bearer {token}"
         key = f"sk-test-{uuid.uuid4().hex[:20]}" if api_key == "" else api_key
         if key is not None:
@@ -173,15 +237,17 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncI
 @pytest.fixture(scope="session")
 def postgresql_database() -> Iterator[str]:
     """The name of a PostgreSQL database with the schema of today."""
-    names: list[str] = []
+    name = run_apart(create_database(provider.template))
+    yield name
+    run_apart(drop_database(name))
 
-    async def prepare() -> None:
-        names.append(await create_database())
-        await migrate(postgres_url(names[0]))
 
-    run_apart(prepare())
-    yield names[0]
-    run_apart(drop_database(names[0]))
+@pytest.fixture
+async def schema_copy() -> AsyncIterator[str]:
+    """The name of a PostgreSQL database of the test's own with the schema of today."""
+    name = await create_database(provider.template)
+    yield name
+    await drop_database(name)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -2,19 +2,17 @@
 
 import asyncio
 import random
-import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import httpx
 
 from tests.cloning import clone
 from tests.conftest import Account
+from tests.databases import Row, rows
 from tests.hearing import recognize_file, tone, transcribe
 from tests.narrating import ask as ask_long
 from tests.servers import Sandbox, Server
@@ -33,8 +31,6 @@ BUCKET = "voices"
 
 _WORDS = "春夏秋冬东南西北山水风云花鸟鱼虫日月星光江河湖海松竹梅兰琴棋书画"
 
-Row = tuple[Any, ...]
-
 
 def saying(sentences: int = 2) -> str:
     """A text that nobody has said before, of sentences of 19 characters and about two seconds each."""
@@ -43,14 +39,15 @@ def saying(sentences: int = 2) -> str:
 
 @dataclass
 class Scene:
-    """A product under test: its provider, where its database is, and what stands between it and its store.
+    """A product under test: its provider, and what stands between it and its store.
 
-    `before` is what lies in the store when the test begins.
+    `way` is an address of its database, where the product's own may not lead there. `before` is what lies in the
+    store when the test begins.
     """
 
     server: Server
     sandbox: Sandbox
-    postgres: str | None = None
+    way: str | None = None
     store: Tunnel | None = None
     before: set[str] = field(default_factory=set)
 
@@ -64,16 +61,13 @@ class Scene:
         return self.server.log[self._log_begins :]
 
     async def rows(self, sql: str, *values: str) -> list[Row]:
-        """Read the database, whichever it is; values are `$1` and so on."""
-        if self.postgres is not None:
-            database = await asyncpg.connect(self.postgres, timeout=10)
-            try:
-                return [tuple(row) for row in await database.fetch(sql, *values)]
-            finally:
-                await database.close()
-        named = {str(number): value for number, value in enumerate(values, 1)}
-        with closing(sqlite3.connect(self._file, timeout=20)) as opened, opened:
-            return opened.execute(sql, named).fetchall()
+        """Read the database, whichever it is."""
+        return await asyncio.to_thread(rows, self, sql, *values)
+
+    @property
+    def database_url(self) -> str:
+        """Where the database is."""
+        return self.way or self.server.database_url
 
     @property
     def media(self) -> set[str]:
@@ -84,10 +78,6 @@ class Scene:
     def held(self) -> set[str]:
         """What this machine keeps for a store that was away."""
         return {name for name in _files(self.server.folder / "data" / "held") if name.endswith(".json")}
-
-    @property
-    def _file(self) -> Path:
-        return self.server.folder / "data" / "app.db"
 
 
 def _files(folder: Path) -> set[str]:

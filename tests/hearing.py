@@ -3,17 +3,16 @@
 import asyncio
 import io
 import math
-import sqlite3
 import time
 import uuid
 import wave
 from array import array
-from contextlib import closing
 from typing import Any
 
 import httpx
 
 from tests.conftest import Account
+from tests.databases import rows
 from tests.servers import Server
 
 FLASH = "qwen3-asr-flash"
@@ -133,17 +132,11 @@ async def settled(account: Account, record_id: int) -> dict[str, Any]:
         await asyncio.sleep(0.05)
 
 
-def query(server: Server, sql: str, *values: object) -> list[tuple[Any, ...]]:
-    """Read the database of a server."""
-    with closing(sqlite3.connect(server.folder / "data" / "app.db", timeout=10)) as database:
-        return database.execute(sql, values).fetchall()
-
-
 def hurry(server: Server, task_id: str) -> None:
     """Let the time pass that lies before the next look at a task."""
-    with closing(sqlite3.connect(server.folder / "data" / "app.db", timeout=10)) as database, database:
-        database.execute(
-            "UPDATE transcriptions SET checked_at = NULL, next_check_at = '2026-01-01 00:00:00'"
-            " WHERE task_id = ? AND next_check_at IS NOT NULL",
-            [task_id],
-        )
+    rows(
+        server,
+        "UPDATE transcriptions SET checked_at = NULL, next_check_at = '2026-01-01 00:00:00'"
+        " WHERE task_id = ? AND next_check_at IS NOT NULL",
+        task_id,
+    )

@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-import sqlite3
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import closing
 from typing import Any
 
 import httpx
@@ -175,12 +173,6 @@ async def at_rest(sandbox: Sandbox, account: Account) -> Calls:
         while any(call["ended_at"] is None for call in sandbox.calls(account.api_key)):
             await asyncio.sleep(0.02)
     return sandbox.calls(account.api_key)
-
-
-def change(server: Server, sql: str, *values: object) -> None:
-    """Change the database of a server, to let time pass."""
-    with closing(sqlite3.connect(server.folder / "data" / "app.db", timeout=10)) as database, database:
-        database.execute(sql, values)
 
 
 def work_of(server: Server) -> list[str]:

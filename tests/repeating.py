@@ -10,7 +10,8 @@ import httpx
 
 from tests.cloning import CREATE, FLASH, PUBLIC_SAMPLE
 from tests.conftest import Account
-from tests.hearing import FILETRANS, PATIENCE_SECONDS, PUBLIC_URL, RECOGNITION, TRANSCRIPTION, query
+from tests.databases import rows
+from tests.hearing import FILETRANS, PATIENCE_SECONDS, PUBLIC_URL, RECOGNITION, TRANSCRIPTION
 from tests.hearing import FLASH as RECOGNIZER
 from tests.servers import Sandbox, Server
 
@@ -109,13 +110,13 @@ def asked_of(sandbox: Sandbox, account: Account, order: Order) -> int:
 
 def rows_of(server: Server, account: Account) -> list[tuple[int, str, int | None]]:
     """An account's records: id, status, and the quantity of the bill; the oldest first."""
-    rows = query(
+    found = rows(
         server,
         "SELECT records.id, status, quantity FROM records LEFT JOIN bills ON record_id = records.id"
         " WHERE records.user_id = ? ORDER BY records.id",
-        account.user_id.replace("-", ""),
+        uuid.UUID(account.user_id),
     )
-    return [(record_id, status, quantity) for record_id, status, quantity in rows]
+    return [(record_id, status, quantity) for record_id, status, quantity in found]
 
 
 async def under_way(sandbox: Sandbox, account: Account, order: Order) -> None:
@@ -130,8 +131,8 @@ async def ended(server: Server, account: Account, number: int = 1) -> list[tuple
     """An account's records, once there are so many and all have their ends."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
-        rows = rows_of(server, account)
-        if len(rows) == number and all(status != "running" for _, status, _ in rows):
-            return rows
-        assert time.monotonic() < deadline, rows
+        found = rows_of(server, account)
+        if len(found) == number and all(status != "running" for _, status, _ in found):
+            return found
+        assert time.monotonic() < deadline, found
         await asyncio.sleep(0.05)

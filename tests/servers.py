@@ -1,5 +1,6 @@
 """Real processes of the product: the backend and the sandbox, on free ports."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -9,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ import httpx
 from app import __main__ as command_line
 from app.sandbox import SandboxOptions
 from app.sandbox import serve as serve_sandbox
-from tests.databases import sqlite_schema
+from tests.databases import provider
 
 PROJECT = Path(__file__).resolve().parent.parent
 START_SECONDS = 30.0
@@ -45,6 +46,8 @@ class Server:
     url: str
     folder: Path
     process: "Process" = field(repr=False)
+    data: Path = field(default=Path(), repr=False)
+    database_url: str = field(default="", repr=False)
 
     @property
     def log(self) -> str:
@@ -112,6 +115,7 @@ class Process:
 
 
 def _become(run: Callable[[], int | None], folder: Path, environment: Mapping[str, str]) -> None:
+    gc.freeze()  # the program itself is no garbage, and to look through it would copy it
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -119,6 +123,7 @@ def _become(run: Callable[[], int | None], folder: Path, environment: Mapping[st
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - as in any process: what a server starts is told to use it
     warnings.simplefilter("error", ResourceWarning)
     sys.exit(run())
 
@@ -203,10 +208,22 @@ def run_backend(folder: Path, environment: Mapping[str, str]) -> Iterator[Server
         **environment,
     }
     data = Path(settings["DATA_DIR"])
-    if "DATABASE_URL" not in settings and not data.exists():
-        data.mkdir(mode=0o700, parents=True)
-        (data / "app.db").write_bytes(sqlite_schema())
     run = partial(command_line.main, ["serve", "--port", str(port)])
+    with ExitStack() as stack:
+        if "DATABASE_URL" not in settings:
+            settings |= stack.enter_context(provider.provide(data))
+        server = stack.enter_context(_run(Server, folder, run, port, "/health/live", settings))
+        server.data = data
+        server.database_url = settings.get("DATABASE_URL", f"sqlite+aiosqlite:///{data / 'app.db'}")
+        yield server
+
+
+@contextmanager
+def run_worker(folder: Path, environment: Mapping[str, str]) -> Iterator[Server]:
+    """Run `worker`; which database and which data it shares with others stands in the environment."""
+    port = free_port()
+    run = partial(command_line.main, ["worker", "--port", str(port)])
+    settings = {"UPSTREAM_RATE": "1000/second", **environment}
     with _run(Server, folder, run, port, "/health/live", settings) as server:
         yield server
 

@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-import sqlite3
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
@@ -15,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from tests.conftest import Account
+from tests.databases import rows
 from tests.servers import Sandbox, Server
 
 MODEL, VOICE = "cosyvoice-v3-flash", "longanyang"
@@ -229,14 +229,9 @@ def cost(characters: int) -> str:
 
 def bills(server: Server) -> list[tuple[int, int]]:
     """Quantity of each bill line, and whether it is an estimate; as they are on disk."""
-    return _select(server, "SELECT quantity, estimated FROM bills ORDER BY record_id")
+    return rows(server, "SELECT quantity, estimated FROM bills ORDER BY record_id")
 
 
 def statuses(server: Server) -> list[str]:
     """The status of every record, as it is on disk."""
-    return [status for (status,) in _select(server, "SELECT status FROM records ORDER BY id")]
-
-
-def _select(server: Server, query: str) -> list[Any]:
-    with closing(sqlite3.connect(server.folder / "data" / "app.db", timeout=10)) as database:
-        return database.execute(query).fetchall()
+    return [status for (status,) in rows(server, "SELECT status FROM records ORDER BY id")]

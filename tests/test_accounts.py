@@ -1,7 +1,6 @@
 """Registration, login, tokens and the user's API key, through the real server."""
 
 import asyncio
-import sqlite3
 import time
 import uuid
 from pathlib import Path
@@ -18,17 +17,11 @@ from app.security import KeySealer, TokenSigner
 from app.services.accounts import AccountService
 from app.settings import Settings
 from tests.conftest import PASSWORD, Account, CreateAccount
-from tests.databases import sqlite_schema
+from tests.databases import rows, sqlite_schema
 from tests.servers import Sandbox, Server
 
 SHAPED_KEY = "sk-test-0123456789abcdef"
 TEN_LOGINS_SECONDS = 10
-
-
-def rows(server: Server, query: str, *values: Any) -> list[tuple[Any, ...]]:
-    """Read the server's database file."""
-    with sqlite3.connect(server.folder / "data" / "app.db") as database:
-        return database.execute(query, values).fetchall()
 
 
 async def test_registration_login_and_profile(account: Account) -> None:
@@ -123,11 +116,10 @@ async def test_odd_tokens_are_refused(account: Account, header: str) -> None:
 async def test_tokens_of_deactivated_and_deleted_users_stop_working(
     backend: Server, create_account: CreateAccount
 ) -> None:
-    for change in ("UPDATE users SET is_active = 0 WHERE id = ?", "DELETE FROM users WHERE id = ?"):
+    for change in ("UPDATE users SET is_active = FALSE WHERE id = ?", "DELETE FROM users WHERE id = ?"):
         account = await create_account(backend)
         assert (await account.client.get("/api/user/me")).status_code == 200
-        with sqlite3.connect(backend.folder / "data" / "app.db", timeout=10) as database:
-            assert database.execute(change, [uuid.UUID(account.user_id).hex]).rowcount == 1
+        assert len(rows(backend, f"{change} RETURNING id", uuid.UUID(account.user_id))) == 1
         assert (await account.client.get("/api/user/me")).status_code == 401
 
 
@@ -184,8 +176,7 @@ async def test_a_password_hash_with_outdated_parameters_is_renewed_at_login(
 
     account = await create_account(backend)
     user = uuid.UUID(account.user_id).hex
-    with sqlite3.connect(backend.folder / "data" / "app.db", timeout=10) as database:
-        database.execute("UPDATE users SET password_hash = ? WHERE id = ?", [pbkdf2_sha256.hash(PASSWORD), user])
+    rows(backend, "UPDATE users SET password_hash = ? WHERE id = ?", pbkdf2_sha256.hash(PASSWORD), user)
     login = {"username": account.username, "password": PASSWORD}
     assert (await account.client.post("/api/auth/login", json=login)).status_code == 200
     assert rows(backend, "SELECT password_hash FROM users WHERE id = ?", user)[0][0].startswith("$argon2id$")

@@ -21,7 +21,7 @@ from app.services.calls import Price
 from app.services.records import RecordService
 from tests.cloning import CREATE, PUBLIC_SAMPLE
 from tests.conftest import PASSWORD, Account, CreateAccount
-from tests.databases import empty_database, postgres_url
+from tests.databases import postgres_url
 from tests.servers import Sandbox, Server, run_backend
 from tests.talking import SENTENCE as LIVE_SENTENCE
 from tests.talking import provider_calls, record, talking
@@ -144,10 +144,9 @@ async def test_of_fifty_at_once_as_many_are_served_as_there_is_money_for(account
 
 
 async def test_two_processes_do_not_spend_the_same_money(
-    tmp_path: Path, sandbox: Sandbox, create_account: CreateAccount, postgresql_database: str
+    tmp_path: Path, sandbox: Sandbox, create_account: CreateAccount, schema_copy: str
 ) -> None:
-    await empty_database(postgresql_database)
-    shared = {"DATABASE_URL": postgres_url(postgresql_database), "DATA_DIR": str(tmp_path / "data")}
+    shared = {"DATABASE_URL": postgres_url(schema_copy), "DATA_DIR": str(tmp_path / "data")}
     with ExitStack() as stack:
         servers = [
             stack.enter_context(run_backend(tmp_path / name, {**sandbox.settings, **shared})) for name in ("a", "b")

@@ -36,7 +36,8 @@ from tests.cloning import (
     samples_of,
 )
 from tests.conftest import Account, CreateAccount
-from tests.hearing import data_of, query, recognize, refusal, speak, tone, transcribe
+from tests.databases import rows, written
+from tests.hearing import data_of, recognize, refusal, speak, tone, transcribe
 from tests.servers import ENDED_GRACEFULLY, Sandbox, Server, run_backend
 from tests.sound import decode, loudness
 from tests.test_deployments import oss_settings
@@ -170,7 +171,7 @@ async def test_a_voice_in_the_history_is_as_in_the_spec(account: Account, backen
     detail = data_of(await account.client.get(f"/api/audio/records/{item['id']}"))
     assert {name: detail[name] for name in item} == item
     assert detail.keys() - item.keys() <= {"finished_at", "usage"}
-    assert query(backend, "SELECT quantity, amount FROM bills WHERE record_id = ?", item["id"]) in ([], [(0, 0)])
+    assert rows(backend, "SELECT quantity, amount FROM bills WHERE record_id = ?", item["id"]) in ([], [(0, 0)])
     assert (await account.history(type="voice"))["total"] == 1
     assert (await account.history(type="tts"))["total"] == 0
 
@@ -426,10 +427,9 @@ async def test_with_a_bucket_the_sample_is_private_and_given_by_a_signed_url(
             while (await reader.get(renewed)).status_code != 404:
                 await asyncio.sleep(0.02)
         assert backend.stop() in ENDED_GRACEFULLY
-        written = [file.read_bytes() for file in (tmp_path / "data").rglob("app.db*")]
-        written.append(backend.log.encode())
+        kept = [*written(backend).values(), backend.log.encode()]
         for secret in (account.api_key, signed["resource_link"], "Signature", "sandbox-secret", "Traceback"):
-            assert not any(secret.encode() in each for each in written), secret
+            assert not any(secret.encode() in each for each in kept), secret
 
 
 async def test_a_sample_that_is_not_good_enough_ends_as_rejected_and_cannot_speak(

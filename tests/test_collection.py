@@ -3,8 +3,7 @@
 import asyncio
 import json
 import socket
-import sqlite3
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import httpx
 import pytest
 
 from tests.conftest import Account, CreateAccount
+from tests.databases import rows
 from tests.hearing import (
     FILETRANS,
     PARAFORMER,
@@ -21,7 +21,6 @@ from tests.hearing import (
     ended,
     hurry,
     look,
-    query,
     refusal,
     settled,
     submit,
@@ -55,7 +54,7 @@ def result_path(task_id: str) -> str:
 
 def bills(server: Server, task_id: str) -> list[tuple[int, int]]:
     """Quantity and whether it is an estimate, of every bill line of a task."""
-    return query(
+    return rows(
         server,
         "SELECT quantity, estimated FROM bills JOIN transcriptions USING (record_id) WHERE task_id = ?",
         task_id,
@@ -64,8 +63,7 @@ def bills(server: Server, task_id: str) -> list[tuple[int, int]]:
 
 def expire_claims(server: Server) -> None:
     """Let the time pass that a dead process' claims still last."""
-    with closing(sqlite3.connect(server.folder / "data" / "app.db", timeout=10)) as database, database:
-        database.execute("UPDATE transcriptions SET claimed_until = '2026-01-01 00:00:00'")
+    rows(server, "UPDATE transcriptions SET claimed_until = '2026-01-01 00:00:00'")
 
 
 def asked(sandbox: Sandbox, account: Account) -> int:

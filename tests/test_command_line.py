@@ -114,16 +114,16 @@ def running_demo(folder: Path) -> Iterator[Demo]:
 def test_help_names_every_command(tmp_path: Path) -> None:
     shown = run_app(tmp_path, "--help")
     assert shown.returncode == 0
-    for command in ("demo", "serve", "sandbox", "migrate"):
+    for command in ("demo", "serve", "worker", "sandbox", "migrate", "doctor"):
         assert f"\n    {command} " in shown.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "serve", "sandbox", "migrate"])
+@pytest.mark.parametrize("command", ["demo", "serve", "worker", "sandbox", "migrate", "doctor"])
 def test_every_command_has_help(tmp_path: Path, command: str) -> None:
     shown = run_app(tmp_path, command, "--help")
     assert shown.returncode == 0
     for option in ("--host", "--port"):
-        assert (option in shown.stdout) is (command != "migrate")
+        assert (option in shown.stdout) is (command not in {"migrate", "doctor"})
 
 
 def test_no_command_shows_what_there_is(tmp_path: Path) -> None:
@@ -143,6 +143,9 @@ def test_no_command_shows_what_there_is(tmp_path: Path) -> None:
         ({"DATABASE_URL": "mysql://user:secret@localhost/name"}, "DATABASE_URL"),
         ({"RATE_LIMIT": "often"}, "RATE_LIMIT"),
         ({"PRICES_FILE": "missing.json"}, "missing.json"),
+        ({"DATABASE_URL": "postgresql+asyncpg://root@127.0.0.1:1/x"}, "/x cannot be used: ConnectionRefusedError"),
+        ({"DATA_DIR": "/dev/null"}, "DATA_DIR"),
+        ({"REDIS_URL": "http://127.0.0.1:6379"}, "REDIS_URL"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -169,7 +172,7 @@ def test_migrate_makes_the_database_and_takes_it_back(tmp_path: Path) -> None:
     assert (tmp_path / "data" / "app.db").exists()
 
 
-@pytest.mark.parametrize("command", ["serve", "sandbox"])
+@pytest.mark.parametrize("command", ["serve", "worker", "sandbox"])
 def test_a_taken_port_is_told_in_one_line(tmp_path: Path, taken_port: int, command: str) -> None:
     refused = run_app(tmp_path, command, "--port", str(taken_port))
     assert refused.returncode == 2

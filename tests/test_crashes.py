@@ -1,7 +1,6 @@
 """What remains of a call when our process goes away."""
 
 import asyncio
-import sqlite3
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import httpx
 import pytest
 
 from tests.conftest import CreateAccount
+from tests.databases import rows
 from tests.servers import ENDED_GRACEFULLY, Sandbox, Server, run_backend
 from tests.test_streaming import LONG_TEXT
 
@@ -17,8 +17,7 @@ BODY = {"model": "cosyvoice-v3-flash", "voice": "longanyang", "text": LONG_TEXT,
 
 def expire_leases(server: Server) -> None:
     """Let the time pass that a dead process' lease still lasts."""
-    with sqlite3.connect(server.folder / "data" / "app.db", timeout=10) as database:
-        database.execute("UPDATE records SET lease_expires_at = '2026-01-01 00:00:00' WHERE status = 'running'")
+    rows(server, "UPDATE records SET lease_expires_at = '2026-01-01 00:00:00' WHERE status = 'running'")
 
 
 async def test_a_killed_process_leaves_an_interrupted_record_with_an_estimate(
@@ -40,8 +39,7 @@ async def test_a_killed_process_leaves_an_interrupted_record_with_an_estimate(
             await asyncio.sleep(0.1)
         assert item["status"] == "interrupted"
         assert item["bill"] == "0.0058"
-        with sqlite3.connect(tmp_path / "data" / "app.db") as database:
-            assert database.execute("SELECT quantity, estimated FROM bills").fetchall() == [(408, 1)]
+        assert rows(restarted, "SELECT quantity, estimated FROM bills") == [(408, 1)]
 
 
 async def test_a_terminated_process_settles_what_is_under_way(
@@ -59,9 +57,8 @@ async def test_a_terminated_process_settles_what_is_under_way(
         assert "Traceback" not in backend.log
         assert "exc_type" not in backend.log
     [call] = realtime_sandbox.calls(account.api_key)
-    with sqlite3.connect(tmp_path / "data" / "app.db") as database:
-        [(status,)] = database.execute("SELECT status FROM records").fetchall()
-        bills = database.execute("SELECT quantity, estimated FROM bills").fetchall()
+    [(status,)] = rows(backend, "SELECT status FROM records")
+    bills = rows(backend, "SELECT quantity, estimated FROM bills")
     assert status == "interrupted"
     assert bills == [(call["characters"], 0)]
 
@@ -77,8 +74,7 @@ async def test_short_work_is_finished_before_the_process_ends(
         answer = await speaking
         assert answer.status_code == 200
         assert await asyncio.to_thread(backend.stop) in ENDED_GRACEFULLY
-    with sqlite3.connect(tmp_path / "data" / "app.db") as database:
-        assert database.execute("SELECT status FROM records").fetchall() == [("succeeded",)]
+    assert rows(backend, "SELECT status FROM records") == [("succeeded",)]
 
 
 async def test_a_plain_call_that_outlasts_the_drain_is_told_billed_and_kept(
@@ -97,9 +93,8 @@ async def test_a_plain_call_that_outlasts_the_drain_is_told_billed_and_kept(
         assert time.monotonic() - started < 12
     [call] = realtime_sandbox.calls(account.api_key)
     assert call["outcome"] == "cancelled"
-    with sqlite3.connect(tmp_path / "data" / "app.db") as database:
-        [(status, key)] = database.execute("SELECT status, output_key FROM records").fetchall()
-        bills = database.execute("SELECT quantity, estimated FROM bills").fetchall()
+    [(status, key)] = rows(backend, "SELECT status, output_key FROM records")
+    bills = rows(backend, "SELECT quantity, estimated FROM bills")
     assert status == "interrupted"
     assert bills == [(call["characters"], 0)]
     assert (tmp_path / "data" / "media" / key).stat().st_size == call["audio_bytes"]
@@ -117,8 +112,8 @@ async def test_a_death_in_the_queue_bills_only_what_was_sent(
         backend.kill()
         await asyncio.gather(*calls, return_exceptions=True)
         expire_leases(backend)
-    with run_backend(tmp_path, environment), sqlite3.connect(tmp_path / "data" / "app.db") as database:
+    with run_backend(tmp_path, environment) as restarted:
         async with asyncio.timeout(10):
-            while database.execute("SELECT 1 FROM records WHERE status != 'interrupted'").fetchall():
+            while rows(restarted, "SELECT 1 FROM records WHERE status != 'interrupted'"):
                 await asyncio.sleep(0.1)
-        assert database.execute("SELECT quantity, estimated FROM bills").fetchall() == [(408, 1)]
+        assert rows(restarted, "SELECT quantity, estimated FROM bills") == [(408, 1)]

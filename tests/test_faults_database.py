@@ -1,16 +1,15 @@
 """The database is locked, or gone, for five seconds, in the middle of calls."""
 
 import asyncio
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import AsyncExitStack
 
 import pytest
 
 from tests.auditing import audit
 from tests.cloning import CUSTOMIZATION
 from tests.conftest import Account, CreateAccount
-from tests.databases import POSTGRES
+from tests.databases import POSTGRES, locked, postgres_url
 from tests.faults import EVERY, SPEECH, Scene, let_claims_run_out, saying, until
 from tests.hearing import RECOGNITION, TRANSCRIPTION
 from tests.servers import Sandbox, run_backend, run_special_sandbox
@@ -57,15 +56,13 @@ async def test_a_database_that_is_locked_for_a_while_only_takes_its_time(
         scene = Scene(product, provider)
         callers = {route: await create_account(product) for route in EVERY}
         newcomer = await create_account(product)
-        file = product.folder / "data" / "app.db"
-        with closing(sqlite3.connect(file, timeout=20, isolation_level=None)) as intruder:
+        async with AsyncExitStack() as lock:
             with provider.faults(hold_tasks=-1, requests=SLOW):
                 begun = await begin_everything(scene, callers)
-                intruder.execute("BEGIN IMMEDIATE")
+                await lock.enter_async_context(locked(product))
             late = asyncio.create_task(EVERY["synthesize"](scene, newcomer, saying()))
             await asyncio.sleep(AWAY_SECONDS)
             assert not late.done()
-            intruder.execute("ROLLBACK")
         assert {route: await call for route, call in begun.items()} == dict.fromkeys(EVERY, "200")
         assert await late == "200"
         found = await audit(scene, *callers.values(), newcomer)
@@ -76,14 +73,14 @@ async def test_a_database_that_is_locked_for_a_while_only_takes_its_time(
 async def test_a_database_that_is_gone_for_a_while_loses_nothing(
     tmp_path_factory: pytest.TempPathFactory,
     provider: Sandbox,
-    postgresql_database: str,
+    schema_copy: str,
     create_account: CreateAccount,
 ) -> None:
     host, _, port = POSTGRES.partition(":")
     with tunnel_to(host, int(port)) as way:
-        settings = {"DATABASE_URL": f"postgresql+asyncpg://root@127.0.0.1:{way.port}/{postgresql_database}"}
+        settings = {"DATABASE_URL": f"postgresql+asyncpg://root@127.0.0.1:{way.port}/{schema_copy}"}
         with run_backend(tmp_path_factory.mktemp("product"), {**provider.settings, **settings}) as product:
-            scene = Scene(product, provider, postgres=f"postgresql://root@{POSTGRES}/{postgresql_database}")
+            scene = Scene(product, provider, way=postgres_url(schema_copy))
             callers = {route: await create_account(product) for route in EVERY}
             newcomer = await create_account(product)
             with provider.faults(hold_tasks=-1, requests=SLOW):

@@ -4,9 +4,7 @@ import csv
 import io
 import json
 import re
-import sqlite3
 import uuid
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -21,6 +19,7 @@ from app.services.period import Period
 from app.services.usage import UsageService, total_of
 from tests.cloning import CREATE, PUBLIC_SAMPLE
 from tests.conftest import Account
+from tests.databases import moment, rows
 from tests.narrating import record_of
 from tests.servers import Server
 from tests.test_usage import add_user, fill
@@ -80,9 +79,9 @@ async def test_bounds_are_told(account: Account, query: dict[str, str]) -> None:
 
 def shift(server: Server, record_id: int, days: int) -> None:
     """Have a record be older."""
-    with closing(sqlite3.connect(server.folder / "data" / "app.db", timeout=10)) as database, database:
-        moved = "UPDATE records SET created_at = datetime(created_at, ?) WHERE id = ?"
-        database.execute(moved, [f"-{days} days", record_id])
+    [(created_at,)] = rows(server, "SELECT created_at FROM records WHERE id = ?", record_id)
+    moved = moment(created_at) - timedelta(days=days)
+    rows(server, "UPDATE records SET created_at = ? WHERE id = ?", moved, record_id)
 
 
 async def test_days_and_models_filter_together(backend: Server, account: Account) -> None:

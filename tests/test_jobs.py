@@ -365,3 +365,30 @@ async def test_a_job_that_fails_is_due_again_and_holds_up_nobody(desk: Desk, tro
         await until(lambda: desk.is_done(*failing))
     assert sorted(desk.work.begun) == sorted([*failing, *failing, other])
     assert desk.work.given_up == []
+
+
+# ---- When the database was away
+
+
+async def test_a_claim_that_ran_out_while_nobody_could_renew_it_is_not_taken_at_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, free = await desk.open(), await desk.open()
+    await desk.take_over(held)
+    await desk.change(held, claimed_until=datetime.now(UTC) - timedelta(seconds=1))
+    assert [row.record_id for row in await desk.claims.due(5)] == [held, free]
+    monkeypatch.setattr("app.jobs.TRUST_AFTER", timedelta(seconds=0.5))
+    desk.claims.doubt_expiry()
+    assert [row.record_id for row in await desk.claims.due(5)] == [free]
+    assert await desk.claims.claim(held) is None
+    await asyncio.sleep(0.6)
+    assert await desk.claims.claim(held) is not None
+
+
+async def test_the_next_claim_to_run_out_is_known(desk: Desk) -> None:
+    assert await desk.claims.next_expiry() is None
+    first, second = await desk.open(), await desk.open()
+    await desk.take_over(second)
+    soon = datetime.now(UTC) + timedelta(seconds=3)
+    await desk.change(first, claimed_by=uuid.uuid4(), claimed_until=soon)
+    assert await desk.claims.next_expiry() == soon

@@ -2,7 +2,9 @@
 
 import asyncio
 import itertools
+import os
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +17,8 @@ import httpx
 import pytest
 
 from tests.conftest import PASSWORD, Account, CreateAccount
-from tests.hearing import PATIENCE_SECONDS, data_of, query, refusal, transcribe
+from tests.databases import rows
+from tests.hearing import PATIENCE_SECONDS, data_of, refusal, transcribe
 from tests.narrating import (
     PATH,
     PROGRESS,
@@ -27,7 +30,6 @@ from tests.narrating import (
     audio_of,
     begin,
     cancel,
-    change,
     cleared,
     counted,
     ended,
@@ -210,7 +212,7 @@ async def test_events_tell_of_everything_to_the_end(reader: Account) -> None:
     assert again == [("end", end)]
 
 
-async def test_events_are_for_their_owner_by_header_or_query(
+async def test_events_are_for_their_owner_by_header_or_rows(
     server: Server, reader: Account, create_account: CreateAccount
 ) -> None:
     record_id = (await narrate(reader, "你好。"))["record_id"]
@@ -357,11 +359,11 @@ async def test_a_killed_process_leaves_what_another_goes_on_with(
         await spoken(account, record_id, 2)
         await under_way(paced, account)
         backend.kill()
-    kept = {each for (each,) in query(backend, CHECKPOINTS, record_id)}
-    stakes = dict(query(backend, STAKES, record_id))
+    kept = {each for (each,) in rows(backend, CHECKPOINTS, record_id)}
+    stakes: dict[str, int] = dict(rows(backend, STAKES, record_id))
     assert len(kept) >= 2
     assert stakes
-    change(backend, EXPIRE)  # let the time pass that a dead process' claim still lasts
+    rows(backend, EXPIRE)  # let the time pass that a dead process' claim still lasts
     with run_backend(tmp_path, settings_for(paced)) as restarted:
         account.client.base_url = httpx.URL(restarted.url)
         record = await ended(account, record_id)
@@ -393,8 +395,8 @@ async def test_a_process_that_is_asked_to_end_hands_its_texts_over(
         assert refusal(await asking) == (503, "NOT_READY")
         assert await asyncio.to_thread(backend.stop) in ENDED_GRACEFULLY
         assert "Traceback" not in backend.log
-    assert not query(backend, STAKES, record_id), "a process that ends in order leaves nothing to guess"
-    kept = {each for (each,) in query(backend, CHECKPOINTS, record_id)}
+    assert not rows(backend, STAKES, record_id), "a process that ends in order leaves nothing to guess"
+    kept = {each for (each,) in rows(backend, CHECKPOINTS, record_id)}
     calls_before = len(paced.calls(account.api_key))
     with run_backend(tmp_path, settings) as restarted:
         account.client.base_url = waiting.client.base_url = httpx.URL(restarted.url)
@@ -420,8 +422,10 @@ async def test_another_server_goes_on_for_one_that_died(
     settings = settings_for(paced, DATABASE_URL=database_url, DATA_DIR=str(tmp_path / "shared"))
     with run_backend(tmp_path / "first", settings) as first, run_backend(tmp_path / "second", settings) as second:
         account = await create_account(first)
+        os.kill(second.process.pid, signal.SIGSTOP)  # it would hear of the text, and could be quicker
         record_id = await begin(account, text)
         await spoken(account, record_id, 2)
+        os.kill(second.process.pid, signal.SIGCONT)
         account.client.base_url = httpx.URL(second.url)
         following = asyncio.create_task(events_of(account, record_id))
         await under_way(paced, account)
@@ -529,7 +533,7 @@ def bring_back(folder: Path, away: Path) -> None:
 async def hurry(server: Server, record_id: int) -> None:
     """Let the time pass that lies before the next attempt at a text."""
     while True:
-        change(
+        rows(
             server,
             "UPDATE long_texts SET next_check_at = '2026-01-01 00:00:00.000000'"
             " WHERE record_id = ? AND next_check_at IS NOT NULL AND claimed_by IS NULL",

@@ -1,14 +1,13 @@
 """Transcriptions that the provider has taken on although its answer never came: none is lost, none is bought twice."""
 
 import asyncio
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from tests.conftest import Account, CreateAccount
+from tests.databases import rows
 from tests.hearing import (
     FILETRANS,
     PARAFORMER,
@@ -20,7 +19,6 @@ from tests.hearing import (
     ended,
     look,
     place,
-    query,
     refusal,
     settled,
     submit,
@@ -44,15 +42,15 @@ def submissions(sandbox: Sandbox, account: Account) -> int:
 
 def bills(server: Server, record_id: int) -> list[tuple[int, int]]:
     """Quantity and whether it is an estimate, of every bill line of a record."""
-    return query(server, "SELECT quantity, estimated FROM bills WHERE record_id = ?", record_id)
+    return rows(server, "SELECT quantity, estimated FROM bills WHERE record_id = ?", record_id)
 
 
 def expire_claims(server: Server) -> None:
     """Let the time pass that a dead process' claims still last."""
-    with closing(sqlite3.connect(server.folder / "data" / "app.db", timeout=10)) as database, database:
-        database.execute(
-            "UPDATE submitted_files SET claimed_until = '2026-01-01 00:00:00', next_check_at = '2026-01-01 00:00:00'"
-        )
+    rows(
+        server,
+        "UPDATE submitted_files SET claimed_until = '2026-01-01 00:00:00', next_check_at = '2026-01-01 00:00:00'",
+    )
 
 
 async def test_a_lost_answer_is_made_up_for_while_the_client_waits(
@@ -68,7 +66,7 @@ async def test_a_lost_answer_is_made_up_for_while_the_client_waits(
     assert (state["task_status"], state["bill"]) == ("SUCCEEDED", "0.0016")
     assert bills(backend, submitted["record_id"]) == [(4, 0)]
     assert submissions(sandbox, account) == 1
-    assert query(backend, "SELECT count(*) FROM submitted_files WHERE record_id = ?", submitted["record_id"]) == [(0,)]
+    assert rows(backend, "SELECT count(*) FROM submitted_files WHERE record_id = ?", submitted["record_id"]) == [(0,)]
 
 
 async def test_an_upload_is_known_again(account: Account, backend: Server, sandbox: Sandbox) -> None:

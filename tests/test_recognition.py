@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.conftest import Account, CreateAccount
+from tests.databases import money, rows
 from tests.hearing import (
     AUDIO_ASR,
     FILETRANS,
@@ -20,7 +21,6 @@ from tests.hearing import (
     RECOGNITION,
     STRANGE_SPEECH,
     data_of,
-    query,
     recognize,
     recognize_file,
     refusal,
@@ -93,14 +93,14 @@ async def test_the_answer_is_what_the_spec_says(account: Account, backend: Serve
     assert (item["output_text"], item["duration"], item["bill"]) == (STRANGE_SPEECH, 4, "0.0016")
     asked = json.loads(item["input_data"])
     assert (asked["file"], asked["language"], asked["enable_itn"]) == ("说明 _.wav", "zh", True)
-    [line] = query(
+    [line] = rows(
         backend,
         "SELECT model, unit, quantity, unit_price, amount, currency, estimated FROM bills WHERE record_id = ?",
         record_id,
     )
     assert line[:3] == (FLASH, "second", 4)
-    assert Decimal(line[3]).scaleb(-12) == Decimal("0.0004")
-    assert Decimal(line[4]).scaleb(-12) == Decimal("0.0016")
+    assert money(line[3]) == Decimal("0.0004")
+    assert money(line[4]) == Decimal("0.0016")
     assert line[5:] == ("CNY", 0)
 
 
@@ -226,7 +226,7 @@ async def test_a_provider_that_throttles_for_a_moment_is_asked_again_and_billed_
         data = data_of(await recognize_file(account, tone(2)))
     assert (data["text"], data["bill"]) == (STRANGE_SPEECH, "0.0008")
     assert [request["status"] for request in sandbox.requests(account.api_key)] == [429, 429, 200]
-    assert query(backend, "SELECT quantity FROM bills WHERE record_id = ?", data["record_id"]) == [(2,)]
+    assert rows(backend, "SELECT quantity FROM bills WHERE record_id = ?", data["record_id"]) == [(2,)]
     assert (await account.history())["total"] == 1
 
 
@@ -293,7 +293,7 @@ async def test_a_client_that_hangs_up_has_the_work_finished_and_billed_once(
         record_id = (await only_item(account))["id"]
         item = await settled(account, record_id)
     assert (item["output_text"], item["bill"]) == (STRANGE_SPEECH, "0.0016")
-    assert query(backend, "SELECT quantity, estimated FROM bills WHERE record_id = ?", record_id) == [(4, 0)]
+    assert rows(backend, "SELECT quantity, estimated FROM bills WHERE record_id = ?", record_id) == [(4, 0)]
     assert len(sandbox.requests(account.api_key)) == 1
 
 
@@ -304,6 +304,6 @@ async def test_twenty_at_once_each_get_their_own(account: Account, backend: Serv
     assert [data_of(answer)["text"] for answer in answers] == texts
     for answer in answers:
         data = answer.json()["data"]
-        assert query(backend, "SELECT quantity FROM bills WHERE record_id = ?", data["record_id"]) == [
+        assert rows(backend, "SELECT quantity FROM bills WHERE record_id = ?", data["record_id"]) == [
             (data["usage"]["seconds"],)
         ]

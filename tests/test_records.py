@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import Database
-from app.errors import Throttled
+from app.errors import NotReady, Throttled
 from app.models import Bill, Record, Transcription, User
 from app.routers.presentation import show_amount
 from app.services.calls import OpenRecord, Price, Status
@@ -164,6 +164,82 @@ async def test_a_record_whose_owner_lives_after_all_is_not_swept(database: Datab
     assert settled.status == "succeeded"
     assert bill is not None
     assert (bill.quantity, bill.estimated) == (7, False)
+
+
+async def test_nothing_is_bought_for_a_record_that_others_have_ended(database: Database, user_id: uuid.UUID) -> None:
+    frozen = RecordService(database)
+    record = await opened(frozen, user_id)
+    await expire_leases(database)
+    assert await RecordService(database).settle_orphans() == 1
+    with pytest.raises(NotReady):
+        await frozen.foresee(record, 42)
+    assert not record.is_sent
+    kept, bill = await only_record(database)
+    assert (kept.status, kept.expected_quantity, kept.sent_at, bill) == ("interrupted", 0, None, None)
+
+
+async def test_who_is_about_to_buy_is_not_taken_for_dead_any_more(database: Database, user_id: uuid.UUID) -> None:
+    slow, sweeper = RecordService(database), RecordService(database)
+    record = await opened(slow, user_id)
+    await expire_leases(database)
+    expired = Record.lease_expires_at < datetime.now(UTC)
+    await slow.foresee(record, 42)
+    assert not await sweeper.end(OpenRecord(record.id, PRICE), "interrupted", None, provided=expired)
+    assert await sweeper.settle_orphans() == 0
+
+
+async def test_who_looks_for_the_audio_of_the_dead_goes_on_saying_that_he_lives(
+    database: Database, user_id: uuid.UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, found = asyncio.Semaphore(0), asyncio.Event()
+
+    async def look_slowly(_: Record) -> int | None:
+        looking.release()
+        await found.wait()
+        return None
+
+    dead, living = RecordService(database), RecordService(database, measure_kept=look_slowly)
+    orphans = [await opened(dead, user_id) for _ in range(3)]
+    for orphan in orphans:
+        orphan.planned_key = "audio/tts/20261122/x.mp3"
+        await dead.foresee(orphan, 5)
+    await expire_leases(database)
+    mine = await opened(living, user_id)
+    monkeypatch.setattr("app.services.records.HEARTBEAT_SECONDS", 0.01)
+    keeping = asyncio.create_task(living.keep_leases())
+    async with asyncio.timeout(5):
+        for _ in orphans:
+            await looking.acquire()  # all at once
+
+    async def lease() -> datetime | None:
+        async with database.snapshot() as session:
+            return (await session.execute(select(Record.lease_expires_at).where(Record.id == mine.id))).scalar_one()
+
+    before = await lease()
+    async with asyncio.timeout(5):
+        while await lease() == before:
+            await asyncio.sleep(0.01)
+    found.set()
+    async with asyncio.timeout(5):
+        while True:
+            async with database.snapshot() as session:
+                running = list(await session.scalars(select(Record.id).where(Record.status == "running")))
+            if running == [mine.id]:
+                break
+            await asyncio.sleep(0.01)
+    keeping.cancel()
+    await asyncio.wait([keeping])
+
+
+async def test_a_job_gets_no_lease_when_its_count_is_noted(database: Database, user_id: uuid.UUID) -> None:
+    records = RecordService(database)
+    record = await opened(records, user_id)
+    await records.hand_over(record, task_of(record, user_id))
+    assert await records.note(record, 42)
+    kept, _ = await only_record(database)
+    assert (kept.status, kept.lease_expires_at, kept.expected_quantity) == ("running", None, 42)
+    await records.end(record, "succeeded", None)
+    assert not await records.note(record, 43)
 
 
 async def test_leases_are_renewed_on_after_whatever_went_wrong(

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 
-from tests.cloning import change
 from tests.conftest import Account, CreateAccount
-from tests.databases import postgres_url
-from tests.hearing import PATIENCE_SECONDS, query, refusal
+from tests.databases import postgres_url, rows
+from tests.hearing import PATIENCE_SECONDS, refusal
 from tests.repeating import (
     CLONE,
     NARRATE,
@@ -33,7 +33,7 @@ from tests.servers import ENDED_GRACEFULLY, NO_AUTHORITIES, Sandbox, Server, run
 from tests.test_deployments import oss_settings
 from tests.test_streaming import LONG_TEXT
 
-AFTER_THE_DEATH = "2026-01-01 00:00:00.000000"
+AFTER_THE_DEATH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def let_claims_expire(server: Server) -> None:
@@ -46,20 +46,20 @@ def let_claims_expire(server: Server) -> None:
         "UPDATE submitted_files SET next_check_at = ? WHERE next_check_at IS NOT NULL",
         "UPDATE enrollments SET next_check_at = ? WHERE next_check_at IS NOT NULL",
     ):
-        change(server, expiry, AFTER_THE_DEATH)
+        rows(server, expiry, AFTER_THE_DEATH)
 
 
 def estimates(server: Server) -> list[tuple[int, int]]:
     """The quantity of every bill line, and whether it is an estimate."""
-    return [(quantity, estimated) for quantity, estimated in query(server, "SELECT quantity, estimated FROM bills")]
+    return [(quantity, estimated) for quantity, estimated in rows(server, "SELECT quantity, estimated FROM bills")]
 
 
 async def test_two_processes_do_it_once(
-    tmp_path: Path, sandbox: Sandbox, create_account: CreateAccount, postgresql_database: str
+    tmp_path: Path, sandbox: Sandbox, create_account: CreateAccount, schema_copy: str
 ) -> None:
     settings = {
         **sandbox.settings,
-        "DATABASE_URL": postgres_url(postgresql_database),
+        "DATABASE_URL": postgres_url(schema_copy),
         "DATA_DIR": str(tmp_path / "shared"),
         "PUBLIC_BASE_URL": "http://127.0.0.1:9",
     }

@@ -4,18 +4,20 @@ import asyncio
 import base64
 import json
 import os
+import uuid
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy.dialects import sqlite
+from sqlalchemy import make_url
 
 from app.columns import Money
 from app.models import User
-from tests.cloning import change, clone_file, sample
+from tests.cloning import clone_file, sample
 from tests.conftest import Account, CreateAccount
+from tests.databases import rows
 from tests.hearing import recognize_file, refusal, tone
 from tests.repeating import (
     CLONE,
@@ -51,8 +53,9 @@ def set_budget(server: Server, account: Account, monthly: Decimal) -> None:
     """Allow a user so much a month."""
     column = User.__table__.c.monthly_budget.type
     assert isinstance(column, Money)
-    stored = column.process_bind_param(monthly, sqlite.dialect())
-    change(server, "UPDATE users SET monthly_budget = ? WHERE id = ?", stored, account.user_id.replace("-", ""))
+    dialect = make_url(server.database_url).get_dialect()()
+    stored = column.process_bind_param(monthly, dialect)
+    rows(server, "UPDATE users SET monthly_budget = ? WHERE id = ?", stored, uuid.UUID(account.user_id))
 
 
 # ---- The same answer again
@@ -394,8 +397,7 @@ async def test_a_key_is_free_again_after_a_day(account: Account, backend: Server
     key = new_key()
     first = record_of(await ask(account, SPEAK, key))
     for age, is_same in ((timedelta(hours=23, minutes=59), True), (timedelta(hours=24, seconds=1), False)):
-        asked_at = f"{datetime.now(UTC) - age:%Y-%m-%d %H:%M:%S.%f}"
-        change(backend, "UPDATE records SET created_at = ? WHERE id = ?", asked_at, first)
+        rows(backend, "UPDATE records SET created_at = ? WHERE id = ?", datetime.now(UTC) - age, first)
         answer = await ask(account, SPEAK, key, text=SENTENCE if is_same else "明天见。")
         assert (record_of(answer) == first, is_repeat(answer)) == (is_same, is_same)
     assert record_of(await ask(account, SPEAK, key, text="明天见。")) == record_of(answer)

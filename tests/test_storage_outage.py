@@ -8,6 +8,7 @@ import httpx
 
 from app.storage.held import HeldFolder
 from tests.conftest import Account, CreateAccount
+from tests.hearing import TRANSCRIPTION, settled, transcribe
 from tests.narrating import ask, audio_of, narrate, padded, record_of
 from tests.servers import Sandbox, run_backend
 from tests.test_deployments import oss_settings
@@ -134,3 +135,24 @@ async def test_what_could_be_kept_nowhere_is_not_bought(
         await uploaded(tmp_path)
         assert (await account.synthesize("你好")).status_code == 200
         assert (await account.client.get("/health/ready")).status_code == 200
+
+
+async def test_audio_that_still_waits_for_the_store_can_be_transcribed(
+    tmp_path: Path, sandbox: Sandbox, create_account: CreateAccount
+) -> None:
+    with run_backend(tmp_path, settings_of(sandbox)) as backend:
+        account = await create_account(backend)
+        with sandbox.faults(oss_unavailable=-1):
+            url = (await account.synthesize("今天天气真好。")).json()["data"]["audio_url"]
+        others_turn = HeldFolder(tmp_path / "data" / "held", 2**20).take_turn()
+        assert others_turn is not None
+        with others_turn:  # so that it stays here although the store is back
+            submitted = await transcribe(account, url)
+            assert submitted.status_code == 200, submitted.text
+            record = await settled(account, submitted.json()["data"]["record_id"])
+            assert held_in(tmp_path) == 1
+        [submission] = [each for each in sandbox.requests(account.api_key) if each["path"] == TRANSCRIPTION]
+        fetched = await account.client.get(submission["input"]["file_url"], headers={"Authorization": ""})
+        assert fetched.status_code == 200, "the provider may fetch it long after it took the task on"
+    assert "status" not in record, record
+    assert "今天天气真好" in record["output_text"]

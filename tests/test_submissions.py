@@ -146,7 +146,9 @@ class Delivery(AudioDelivery):
         yield self.address
 
     @asynccontextmanager
-    async def addressed(self, credential: Credential, model: str, audio: HeldAudio | str) -> AsyncIterator[str]:
+    async def addressed(
+        self, credential: Credential, model: str, audio: HeldAudio | str, *, fetched_later: bool = False
+    ) -> AsyncIterator[str]:
         yield self.address
 
 

@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 import re
-import sqlite3
 import wave
 from decimal import Decimal
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Account, CreateAccount
+from tests.databases import money, rows
 from tests.servers import Sandbox, Server
 from tests.sound import decode, duration, loudness
 
@@ -190,15 +190,15 @@ async def test_without_a_key_nothing_happens(backend: Server, create_account: Cr
 
 async def test_the_bill_is_an_exact_line_with_the_price_of_its_time(account: Account, backend: Server) -> None:
     data = (await account.synthesize(SENTENCE)).json()["data"]
-    with sqlite3.connect(backend.folder / "data" / "app.db") as database:
-        [line] = database.execute(
-            "SELECT model, unit, quantity, unit_price, amount, currency, estimated, provider_request_id"
-            " FROM bills WHERE record_id = ?",
-            [data["record_id"]],
-        ).fetchall()
+    [line] = rows(
+        backend,
+        "SELECT model, unit, quantity, unit_price, amount, currency, estimated, provider_request_id"
+        " FROM bills WHERE record_id = ?",
+        data["record_id"],
+    )
     assert line[:3] == ("cosyvoice-v3-flash", "character", 26)
-    assert Decimal(line[3]).scaleb(-12) == Decimal("0.000014335")
-    assert Decimal(line[4]).scaleb(-12) == Decimal("0.000014335") * 26
+    assert money(line[3]) == Decimal("0.000014335")
+    assert money(line[4]) == Decimal("0.000014335") * 26
     assert line[5:7] == ("CNY", 0)
     assert line[7]
 

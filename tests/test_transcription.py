@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tests.conftest import Account, CreateAccount
+from tests.databases import rows
 from tests.hearing import (
     AUDIO_ASR,
     FILETRANS,
@@ -23,7 +24,6 @@ from tests.hearing import (
     ended,
     look,
     place,
-    query,
     refusal,
     speak,
     submit,
@@ -324,6 +324,6 @@ async def test_polls_are_answered_from_what_is_known(account: Account, sandbox: 
     with sandbox.faults(requests=[{"path": f"/api/v1/tasks/{task_id}", "status": 500}], results={"status": 404}):
         assert [await look(account, task_id) for _ in range(10)] == [done] * 10
     assert len(sandbox.requests(account.api_key)) == asked
-    assert query(
+    assert rows(
         backend, "SELECT count(*) FROM bills JOIN transcriptions USING (record_id) WHERE task_id = ?", task_id
     ) == [(1,)]

@@ -1,6 +1,7 @@
 """What a user's calls counted and cost, summed up: exact on both databases, by the days of a zone."""
 
 import asyncio
+import itertools
 import random
 import uuid
 from collections.abc import AsyncIterator
@@ -69,19 +70,21 @@ def bill_of(record: Record, quantity: int, *, estimated: bool = False) -> Bill:
 async def fill(database: Database, user_id: uuid.UUID, moments: list[datetime]) -> None:
     """Calls of every sort at these moments: billed, by estimate too, free, and long texts under way."""
     dice = random.Random(7)
+    records: dict[str, list[Record]] = {"billed": [], "free": [], "running": []}
+    for moment in moments:
+        sort = dice.choice(["billed"] * 4 + ["free", "running"])
+        record = record_at(user_id, moment, "character" if sort == "running" else dice.choice([*PRICES]))
+        record.status = "running" if sort == "running" else "succeeded"
+        records[sort].append(record)
     async with database.transaction() as session:
-        for moment in moments:
-            sort = dice.choice(["billed"] * 4 + ["free", "running"])
-            record = record_at(user_id, moment, "character" if sort == "running" else dice.choice([*PRICES]))
-            record.status = "running" if sort == "running" else "succeeded"
-            session.add(record)
-            await session.flush()
-            if sort == "billed":
-                session.add(bill_of(record, dice.randrange(1, 10**7), estimated=dice.random() < 0.3))
-            elif sort == "running":
-                counted, guessed = dice.randrange(5000), dice.choice([0, 7])
-                text = {"record_id": record.id, "user_id": user_id, "segments_total": 3, "output_key": "k"}
-                session.add(LongText(**text, characters=counted, guessed=guessed))
+        session.add_all(itertools.chain.from_iterable(records.values()))
+        await session.flush()
+        for record in records["billed"]:
+            session.add(bill_of(record, dice.randrange(1, 10**7), estimated=dice.random() < 0.3))
+        for record in records["running"]:
+            counted, guessed = dice.randrange(5000), dice.choice([0, 7])
+            text = {"record_id": record.id, "user_id": user_id, "segments_total": 3, "output_key": "k"}
+            session.add(LongText(**text, characters=counted, guessed=guessed))
 
 
 def summed(calls: list[RecordedCall]) -> Consumption:

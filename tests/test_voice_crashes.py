@@ -2,13 +2,15 @@
 
 import asyncio
 import time
+import uuid
 from pathlib import Path
 
 import httpx
 
-from tests.cloning import asked, change, clone, clone_file, fault, hurry, sample_of, samples_of, struck
+from tests.cloning import asked, clone, clone_file, fault, hurry, sample_of, samples_of, struck
 from tests.conftest import Account, CreateAccount
-from tests.hearing import PATIENCE_SECONDS, data_of, query
+from tests.databases import rows
+from tests.hearing import PATIENCE_SECONDS, data_of
 from tests.servers import ENDED_GRACEFULLY, Sandbox, Server, run_backend
 
 
@@ -16,11 +18,11 @@ async def record_of(server: Server, account: Account, *, ends: str) -> tuple[int
     """An account's only record once it has ended so, and its voice."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
-        [(record_id, status, voice_id)] = query(
+        [(record_id, status, voice_id)] = rows(
             server,
             "SELECT id, records.status, voice_id FROM records LEFT JOIN enrollments ON record_id = id"
-            " WHERE replace(records.user_id, '-', '') = ?",
-            account.user_id.replace("-", ""),
+            " WHERE records.user_id = ?",
+            uuid.UUID(account.user_id),
         )
         if status == ends:
             return record_id, voice_id
@@ -53,13 +55,13 @@ async def test_a_killed_process_finds_its_voices_after_its_restart(
     # Let the time pass that a dead process' claims still last, and that an order without a trace is waited for.
     for record_id in (accepted_id, unasked_id, made["record_id"]):
         hurry(backend, record_id)
-    change(backend, "UPDATE enrollments SET lost_at = '2026-01-01 00:00:00.000000' WHERE record_id = ?", unasked_id)
+    rows(backend, "UPDATE enrollments SET lost_at = '2026-01-01 00:00:00.000000' WHERE record_id = ?", unasked_id)
     with run_backend(tmp_path, sandbox.settings) as restarted:
         [voice] = sandbox.voices(accepted.api_key)
         assert await record_of(restarted, accepted, ends="succeeded") == (accepted_id, voice["voice_id"])
         assert await record_of(restarted, unasked, ends="failed") == (unasked_id, None)
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while set(query(restarted, "SELECT voice_id, status FROM enrollments WHERE voice_id NOT NULL")) != {
+            while set(rows(restarted, "SELECT voice_id, status FROM enrollments WHERE voice_id IS NOT NULL")) != {
                 (voice["voice_id"], "OK"),
                 (made["voice_id"], "OK"),
             }:

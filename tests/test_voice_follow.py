@@ -15,7 +15,6 @@ from tests.cloning import (
     CREATE,
     FLASH,
     asked,
-    change,
     clone,
     clone_file,
     fault,
@@ -33,7 +32,8 @@ from tests.cloning import (
     struck,
 )
 from tests.conftest import PASSWORD, Account, CreateAccount
-from tests.hearing import PATIENCE_SECONDS, data_of, query, refusal
+from tests.databases import rows
+from tests.hearing import PATIENCE_SECONDS, data_of, refusal
 from tests.servers import Sandbox, Server, run_backend
 
 TIMEOUT_SECONDS = 2
@@ -85,7 +85,7 @@ TROUBLE: dict[str, tuple[dict[str, Any], Outcome]] = {
 
 def age(server: Server, record_id: int) -> None:
     """Let so much time pass that a lost voice is looked for no more."""
-    change(server, "UPDATE enrollments SET lost_at = '2026-01-01 00:00:00.000000' WHERE record_id = ?", record_id)
+    rows(server, "UPDATE enrollments SET lost_at = '2026-01-01 00:00:00.000000' WHERE record_id = ?", record_id)
     hurry(server, record_id)
 
 
@@ -280,7 +280,7 @@ async def test_records_follow_their_voices_although_nobody_asks(
     assert (await item_with(account, "DEPLOYING"))["id"] == created["record_id"]
     assert (await item_with(account, "OK"))["voice_id"] == created["voice_id"]
     assert 1 <= len(asked(sandbox, account, "query_voice")) <= 3
-    [next_check] = query(backend, "SELECT next_check_at FROM enrollments WHERE record_id = ?", created["record_id"])
+    [next_check] = rows(backend, "SELECT next_check_at FROM enrollments WHERE record_id = ?", created["record_id"])
     assert next_check == (None,)
 
 

@@ -16,7 +16,6 @@ from tests.cloning import (
     PUBLIC_SAMPLE,
     V2,
     asked,
-    change,
     clone,
     clone_file,
     fault,
@@ -35,6 +34,7 @@ from tests.cloning import (
     struck,
 )
 from tests.conftest import Account, CreateAccount
+from tests.databases import rows
 from tests.hearing import data_of, refusal
 from tests.servers import Sandbox, Server, run_backend, run_special_sandbox
 
@@ -125,7 +125,7 @@ async def test_one_round_a_minute_serves_everybody_with_the_key(
     assert rounds(sandbox, account) == 2
     delete_elsewhere(sandbox, account, gone)
     # What was made a moment ago may only be missing because the provider's list lags behind.
-    change(backend, "UPDATE voices SET created_at = '2026-01-01 00:00:00.000000'")
+    rows(backend, "UPDATE voices SET created_at = '2026-01-01 00:00:00.000000'")
     let_a_minute_pass(backend)
     assert sorted(await ids(twin)) == sorted([first, second])
     assert rounds(sandbox, account) == 3

@@ -10,6 +10,7 @@ import structlog
 
 from app.dashscope.failures import explain, heed, plain
 from app.errors import AppError, InvalidApiKey, Throttled, UnclearAnswer
+from app.timing import note
 from app.transcripts import storable
 
 log = structlog.get_logger(__name__)
@@ -24,6 +25,7 @@ def understand(status: int, content: bytes, retry_after: str | None = None) -> d
     Raises the AppError that a failure means; `retry_after` is the header of that name.
     """
     answer = _find_json(content)
+    note(provider_request_id=plain(str(answer.get("request_id") or "")) or None)
     failed, code, message = _find_failure(answer)
     if status < 300 and answer and (not failed or answer.get("output")):
         return answer

@@ -13,6 +13,7 @@ from app.dashscope.credential import Credential
 from app.dashscope.http import HttpClient
 from app.dashscope.uploads import RESOLVE_UPLOADS
 from app.errors import UnclearAnswer, UpstreamError
+from app.probes import provider_call
 
 log = structlog.get_logger(__name__)
 
@@ -125,7 +126,8 @@ class EnrollmentClient:
         await self._wait_for_turn(credential)
         headers = RESOLVE_UPLOADS if str(asked.get("url")).startswith("oss://") else None
         body = {"model": SERVICE, "input": {"action": action, **asked}}
-        answer = await self._http.post(credential, PATH, body, headers, is_free=is_free)
+        with provider_call("voice", asked.get("target_model")):
+            answer = await self._http.post(credential, PATH, body, headers, is_free=is_free)
         return read_object(answer.get("output"))
 
 

@@ -25,6 +25,7 @@ from app.errors import (
     Unreachable,
     UpstreamTimeout,
 )
+from app.probes import provider_retry, provider_try
 
 log = structlog.get_logger(__name__)
 
@@ -99,8 +100,9 @@ class HttpClient:
 
         Raises ConnectionLost or UpstreamTimeout, and UnclearAnswer beyond `max_bytes`.
         """
-        async with self.stream(request) as answer:
-            return answer.status_code, await _read(answer, max_bytes)
+        with provider_try():
+            async with self.stream(request) as answer:
+                return answer.status_code, await _read(answer, max_bytes)
 
     @asynccontextmanager
     async def stream(self, request: httpx.Request) -> AsyncIterator[httpx.Response]:
@@ -126,8 +128,9 @@ class HttpClient:
         patience = Patience(self._silence_seconds, attempts)
         for attempt in itertools.count(1):
             try:
-                async with self.stream(build()) as answer:
-                    content = await _read(answer, MAX_ANSWER_BYTES)
+                with provider_try():
+                    async with self.stream(build()) as answer:
+                        content = await _read(answer, MAX_ANSWER_BYTES)
                 return understand(answer.status_code, content, answer.headers.get("Retry-After"))
             except AppError as error:
                 accepted = not is_free and not isinstance(error, Unreachable | HandshakeTimeout | Throttled)
@@ -138,7 +141,8 @@ class HttpClient:
                 if pause_seconds is None:
                     raise
                 log.info("provider_retry", attempt=attempt, error=type(error).__name__)
-            await asyncio.sleep(pause_seconds)
+            with provider_retry():
+                await asyncio.sleep(pause_seconds)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
 

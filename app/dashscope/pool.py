@@ -17,6 +17,7 @@ from websockets.protocol import State
 from app.dashscope.credential import Credential
 from app.dashscope.failures import explain, heed, plain
 from app.errors import AppError, ConnectionLost, HandshakeTimeout, InvalidApiKey, Unreachable
+from app.timing import measure
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +63,16 @@ class ConnectionPool:
         self._busy: set[Connection] = set()
         self._closing: set[asyncio.Task[None]] = set()
 
+    @property
+    def busy(self) -> int:
+        """How many connections carry a task."""
+        return len(self._busy)
+
+    @property
+    def idle(self) -> int:
+        """How many connections wait for one."""
+        return sum(map(len, self._idle.values()))
+
     async def acquire(self, credential: Credential, *, fresh: bool = False) -> Connection:
         """Take an idle connection, or open one; `fresh` insists on a new one.
 
@@ -73,7 +84,8 @@ class ConnectionPool:
                 self._busy.add(connection)
                 return connection
             self.discard(connection)
-        connection = Connection(await self._open(credential), credential)
+        with measure("provider"):
+            connection = Connection(await self._open(credential), credential)
         self._busy.add(connection)
         return connection
 

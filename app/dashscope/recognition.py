@@ -15,6 +15,7 @@ from app.dashscope.credential import Credential
 from app.dashscope.http import HttpClient, StreamedBody
 from app.dashscope.uploads import RESOLVE_UPLOADS
 from app.errors import UpstreamError
+from app.probes import provider_call
 
 PATH = "/services/aigc/multimodal-generation/generation"
 MAX_DATA_URI_BYTES = 10_485_760  # of the encoded form (§4.1)
@@ -75,14 +76,18 @@ class RecognitionClient:
 
         Raises the AppError that a refusal means.
         """
+        with provider_call("recognition", order.model):
+            return read_recognition(await self._ask(credential, order, audio))
+
+    async def _ask(self, credential: Credential, order: RecognitionOrder, audio: InlineAudio | str) -> dict[str, Any]:
         if isinstance(audio, str):
             headers = RESOLVE_UPLOADS if audio.startswith("oss://") else None
-            return read_recognition(await self._http.post(credential, PATH, _compose(order, audio), headers))
+            return await self._http.post(credential, PATH, _compose(order, audio), headers)
         mark = uuid.uuid4().hex
         before, after = orjson.dumps(_compose(order, audio.prefix + mark)).split(mark.encode())
         length = len(before) + 4 * math.ceil(audio.size / 3) + len(after)
         body = StreamedBody(length, lambda: _with_audio(before, audio.source, after))
-        return read_recognition(await self._http.post(credential, PATH, body))
+        return await self._http.post(credential, PATH, body)
 
 
 def read_recognition(answer: dict[str, Any]) -> Recognition:

@@ -19,6 +19,8 @@ from app.dashscope.retries import Patience
 from app.dashscope.speech_task import SpeechTask, Usage
 from app.dashscope.timeline import Timeline
 from app.errors import Abandoned, AppError, ConnectionLost
+from app.probes import OK, provider_call, provider_retry
+from app.timing import measure
 from app.turns import FairTurns
 
 log = structlog.get_logger(__name__)
@@ -126,18 +128,22 @@ class SpeechClient:
 
         Raises InvalidApiKey, Throttled, ConnectionLost or HandshakeTimeout.
         """
-        self._pool.release(await self._pool.acquire(credential, fresh=True))
+        with provider_call("speech"):
+            self._pool.release(await self._pool.acquire(credential, fresh=True))
 
     @asynccontextmanager
     async def _running(
         self, order: _Order, send_text: Callable[[SpeechTask], Awaitable[None]]
     ) -> AsyncIterator[SpeechTask]:
-        task = await self._begin(order, send_text)
-        try:
-            with order.interruption.acting_by(partial(self._cancel, task)):
-                yield task
-        finally:
-            self._leave(task)
+        with provider_call("speech", order.parameters.model) as call:
+            task = await self._begin(order, send_text)
+            try:
+                with order.interruption.acting_by(partial(self._cancel, task)):
+                    yield task
+            finally:
+                if task.finished:  # what broke later is not the provider's
+                    call.outcome = OK
+                self._leave(task)
 
     async def _begin(self, order: _Order, send_text: Callable[[SpeechTask], Awaitable[None]]) -> SpeechTask:
         interruption = order.interruption
@@ -172,7 +178,7 @@ class SpeechClient:
                 needs_turn = not was_dead
             else:
                 return task
-            with CancelScope() as scope, interruption.acting_by(scope.cancel):
+            with provider_retry(), CancelScope() as scope, interruption.acting_by(scope.cancel):
                 await asyncio.sleep(pause_seconds)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -184,7 +190,7 @@ class SpeechClient:
         credential, parameters = order.credential, order.parameters
         line = self._lines.setdefault((credential, parameters.model), FairTurns(self._submissions_at_once))
         async with AsyncExitStack() as held:
-            with patience.stopped():
+            with patience.stopped(), measure("queue"):
                 await held.enter_async_context(line.taken(credential.user))
             connection = await self._pool.acquire(credential, fresh=fresh)
             try:
@@ -208,6 +214,7 @@ class SpeechClient:
         cancelling.add_done_callback(self._cancelling.discard)
 
     def _leave(self, task: SpeechTask) -> None:
+        task.note_end()
         if task.finished:
             self._pool.release(task.connection)
         else:

@@ -2,14 +2,16 @@
 
 import asyncio
 import math
+import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 
 import structlog
 from websockets.exceptions import ConnectionClosed
 
+from app import metrics, timing
 from app.dashscope import frames
 from app.dashscope.failures import explain
 from app.dashscope.frames import Event, MalformedEvent, SpeechParameters
@@ -60,8 +62,12 @@ class SpeechTask:
         self._give_up_at = math.inf
         self.cancelled = False
         self._work_began = False
+        self._began_at = time.perf_counter()
+        self._text_sent_at: float | None = None
+        self._heard = False
         self._first: bytes | None = None
         usage.characters, usage.request_id = 0, self.id
+        timing.note(provider_request_id=self.id)
 
     async def submit(self) -> None:
         """Ask for the task; this is what the provider's rate limit counts (§1.10). Raises ConnectionLost."""
@@ -84,6 +90,7 @@ class SpeechTask:
     async def speak(self, text: str) -> None:
         """Send the whole text, and wait until the provider answers with audio, the end, or a failure."""
         self.accepted = self.connection.is_open
+        self._text_sent_at = time.perf_counter()
         with suppress(ConnectionLost):  # why it was closed is told to whoever reads
             await self._send(frames.continue_task(self.id, text))
             await self._send(frames.finish_task(self.id))
@@ -95,6 +102,7 @@ class SpeechTask:
         Raises UpstreamTimeout when the provider takes nothing more.
         """
         self.accepted = self.accepted or self.connection.is_open
+        self._text_sent_at = self._text_sent_at or time.perf_counter()
         self._answer_is_due = False  # an unfinished sentence is held back without a word
         await self._tell(frames.continue_task(self.id, text))
 
@@ -130,6 +138,15 @@ class SpeechTask:
         except (ConnectionLost, UpstreamTimeout):
             log.info("provider_gone_before_cancel", task_id=self.id)
 
+    def note_end(self) -> None:
+        """Count the time that it took, whatever became of it."""
+        metrics.PROVIDER_CALL_SECONDS.labels("speech").observe(time.perf_counter() - self._began_at)
+
+    def _note_first_audio(self) -> None:
+        if self._text_sent_at is not None and not self._heard:
+            self._heard = True
+            metrics.PROVIDER_FIRST_AUDIO_SECONDS.observe(time.perf_counter() - self._text_sent_at)
+
     async def _read_until_started(self) -> None:
         while True:
             message = await self._receive()
@@ -148,6 +165,7 @@ class SpeechTask:
         while not self.finished:
             message = await self._receive()
             if isinstance(message, bytes):
+                self._note_first_audio()
                 self._work_began = True
                 if self._timeline is not None:
                     self._timeline.hear(message)
@@ -156,7 +174,9 @@ class SpeechTask:
                 raise self._violation("event of another task")
             if message.characters is not None:
                 self.usage.characters = message.characters
-            self.usage.request_id = message.request_id or self.usage.request_id
+            if message.request_id:
+                self.usage.request_id = message.request_id
+                timing.note(provider_request_id=message.request_id)
             if message.name == "task-failed":
                 raise self._failure(message)
             if self._timeline is not None:
@@ -169,8 +189,11 @@ class SpeechTask:
         try:
             silent_at = asyncio.get_running_loop().time() + self._silence_seconds
             deadline = min(silent_at if self._answer_is_due else math.inf, self._give_up_at)
+            # While the provider waits for more text, nobody waits for the provider.
+            waiting = timing.measure("provider") if self._answer_is_due else nullcontext()
             async with asyncio.timeout_at(None if math.isinf(deadline) else deadline) as self._silence:
-                message = await self.connection.socket.recv()
+                with waiting:
+                    message = await self.connection.socket.recv()
         except TimeoutError as error:
             raise UpstreamTimeout from error
         except ConnectionClosed as error:

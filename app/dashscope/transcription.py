@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import quote
 
+import httpx
 import structlog
 
 from app.dashscope.answers import BEIJING, count, read_instant, read_moment, read_object, read_text
@@ -15,6 +16,7 @@ from app.dashscope.hosts import require_provider_url
 from app.dashscope.http import HttpClient, pieces
 from app.dashscope.uploads import RESOLVE_UPLOADS
 from app.errors import ConnectionLost, UnclearAnswer, UpstreamError, UpstreamNotFound
+from app.probes import provider_call, provider_try
 
 log = structlog.get_logger(__name__)
 
@@ -108,17 +110,19 @@ class TranscriptionClient:
         headers = {"X-DashScope-Async": "enable"}
         if file_url.startswith("oss://"):
             headers |= RESOLVE_UPLOADS
-        answer = await self._http.post(credential, PATH, compose(order, file_url), headers)
-        output = read_object(answer.get("output"))
-        task_id = _task_id(output)
-        if task_id is None:
-            raise UnclearAnswer("百炼平台没有返回任务ID，请稍后重试")
+        with provider_call("transcription", order.model):
+            answer = await self._http.post(credential, PATH, compose(order, file_url), headers)
+            output = read_object(answer.get("output"))
+            task_id = _task_id(output)
+            if task_id is None:
+                raise UnclearAnswer("百炼平台没有返回任务ID，请稍后重试")
         return Submission(task_id, _status(output), read_text(answer.get("request_id")))
 
     async def inspect(self, credential: Credential, task_id: str) -> TaskReport:
         """Ask how a task is doing, once. Raises the AppError that a refusal means; a failed task is no refusal."""
         try:
-            return read_report(await self._http.get(credential, f"/tasks/{quote(task_id, safe='')}", attempts=1))
+            with provider_call("transcription"):
+                return read_report(await self._http.get(credential, f"/tasks/{quote(task_id, safe='')}", attempts=1))
         except UpstreamNotFound:  # how it says so is not documented (§14)
             return TaskReport("UNKNOWN")
 
@@ -154,10 +158,11 @@ class TranscriptionClient:
         found: dict[str, ListedTask] = {}
         for page_no in range(1, MAX_PAGES + 1):
             await wait_for_turn()
-            answer = await self._http.get(credential, "/tasks/", {**asked, "page_no": str(page_no)}, attempts=1)
-            listed = answer.get("data")
-            if not isinstance(listed, list):
-                raise UnclearAnswer
+            with provider_call("transcription", asked["model_name"]):
+                answer = await self._http.get(credential, "/tasks/", {**asked, "page_no": str(page_no)}, attempts=1)
+                listed = answer.get("data")
+                if not isinstance(listed, list):
+                    raise UnclearAnswer
             known, pages = len(found), count(answer.get("total_page"))
             found |= {task.task_id: task for entry in listed if (task := _read_listed(read_object(entry)))}
             if len(found) == known or (pages is not None and page_no >= pages):
@@ -172,6 +177,10 @@ class TranscriptionClient:
         UpstreamTimeout when it may do later.
         """
         request = self._http.build_request("GET", require_provider_url(url, credential))
+        with provider_call("transcription"), provider_try():
+            await self._fetch(request, take)
+
+    async def _fetch(self, request: httpx.Request, take: Callable[[bytes], Awaitable[None]]) -> None:
         async with self._http.stream(request) as answer:
             if answer.status_code >= 400:
                 raise ConnectionLost(f"转写结果暂时无法下载（HTTP {answer.status_code}）")

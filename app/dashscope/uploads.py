@@ -13,6 +13,7 @@ from app.dashscope.credential import Credential
 from app.dashscope.hosts import require_provider_url
 from app.dashscope.http import HttpClient
 from app.errors import AudioTooLarge, UpstreamError
+from app.probes import provider_call
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +60,12 @@ class UploadClient:
 
         Raises AudioTooLarge beyond what the provider takes for this model, or the AppError of a failure.
         """
+        with provider_call("upload", model):
+            return await self._upload(credential, model, source, size, name, content_type)
+
+    async def _upload(
+        self, credential: Credential, model: str, source: BinaryIO, size: int, name: str, content_type: str
+    ) -> str:
         policy = await self._permit(credential, model)
         host = require_provider_url(policy.upload_host, credential, any_port=True)
         if size > policy.max_file_size_mb * MEGABYTE:

@@ -3,13 +3,13 @@
 import asyncio
 
 from anyio import to_thread
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.errors import NotReady, StorageError
-from app.observability import METRICS_CONTENT_TYPE, Metrics
+from app.metrics import CONTENT_TYPE, render
 from app.routers.dependencies import ServicesDep
 from app.routers.envelope import Envelope, error_answers
 
@@ -33,11 +33,13 @@ async def live() -> Envelope[Health]:
 @router.get(
     "/health/ready",
     summary="可以服务",
-    description="检查数据库与存储；数据库不可用，或新的音频无处保存时返回 503。",
+    description="检查数据库与存储；数据库不可用、新的音频无处保存，或服务正在停止时返回 503。",
     responses=error_answers(503),
 )
 async def ready(services: ServicesDep) -> Envelope[Health]:
     """Ask the database and the store; one that is away is fine for as long as this machine shelters audio."""
+    if services.in_flight.leaving:
+        raise NotReady("服务正在停止")
     try:
         async with asyncio.timeout(CHECK_SECONDS):
             await services.database.check()
@@ -52,7 +54,8 @@ async def ready(services: ServicesDep) -> Envelope[Health]:
 
 
 @router.get("/metrics", include_in_schema=False)
-async def metrics(request: Request) -> Response:
+async def metrics(services: ServicesDep) -> Response:
     """Prometheus' view."""
-    collected: Metrics = request.app.state.metrics
-    return Response(await to_thread.run_sync(collected.render), media_type=METRICS_CONTENT_TYPE)
+    backlog = await services.backlog.look()
+    page = await to_thread.run_sync(lambda: render(services.storage.held(), backlog))
+    return Response(page, media_type=CONTENT_TYPE)

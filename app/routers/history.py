@@ -85,6 +85,11 @@ class RecordDetail(HistoryItem):
         examples=["succeeded"],
     )
     finished_at: str | None = Field(default=None, description="结束时间", examples=["2025-12-30T10:30:05"])
+    erased_at: str | None = Field(
+        default=None,
+        description="超过保留天数后，文本与音频被清除的时间；此后只保留合成参数、用量与费用",
+        examples=["2026-01-29T10:30:05"],
+    )
     usage: RecordUsage | None = Field(default=None, description="用量与费用")
     details: dict[str, Any] | None = Field(default=None, description="识别的语种、情感与 Token 数")
     progress: RecordProgress | None = Field(default=None, description="长文本合成的进度")
@@ -113,6 +118,7 @@ async def get_record(
     detail = RecordDetail(**_shown(call, services).model_dump())
     detail.status = detail.status or record.status
     detail.finished_at = show_time(record.finished_at, services.settings.zone) if record.finished_at else None
+    detail.erased_at = show_time(record.erased_at, services.settings.zone) if record.erased_at else None
     detail.details = json.loads(record.output_data) if record.output_data else None
     if bill:
         detail.usage = RecordUsage(

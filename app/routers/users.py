@@ -24,6 +24,15 @@ class Profile(BaseModel):
     created_at: str = Field(description="注册时间", examples=["2025-12-30T10:30:00"])
 
 
+class Farewell(BaseModel):
+    """注销的结果。"""
+
+    deleted: bool = Field(default=True, description="账号已注销：登录令牌与用户名立即失效", examples=[True])
+    pending: bool = Field(
+        description="是否仍有数据在后台删除：有调用正在进行，或对象存储、数据库暂时不可用", examples=[False]
+    )
+
+
 class ApiKeyForm(BaseModel):
     """要保存的百炼 API Key。"""
 
@@ -66,6 +75,24 @@ async def me(services: ServicesDep, user: CurrentUser) -> Envelope[Profile]:
             created_at=show_time(user.created_at, services.settings.zone),
         )
     )
+
+
+@router.delete(
+    "/me",
+    summary="注销账号",
+    description=(
+        "删除当前用户及其全部数据：API Key、历史记录、账单、文本、转写结果、音频、字幕与声音样本，不可恢复。"
+        "所有登录令牌立即失效，用户名可重新注册；正在进行的长文本合成会停止，转写任务与复刻不再跟踪。"
+        "一般在数秒内删除完毕；若有调用正在进行或对象存储不可用，`pending` 为 `true`，其余数据稍后在后台删除。"
+        "音频文件在一天后会再删除一次，以清除当时仍在上传的副本。\n\n"
+        "已复刻的音色以及已提交给百炼的任务属于您自己的百炼账号，不会被删除，百炼仍可能对已提交的任务计费；"
+        "不需要的音色请在注销前用 `DELETE /api/audio/voice/{voice_id}` 删除。"
+    ),
+    responses=error_answers(401, 503),
+)
+async def delete_me(services: ServicesDep, user: CurrentUser) -> Envelope[Farewell]:
+    """Erase the user."""
+    return Envelope(data=Farewell(pending=not await services.erasure.erase(user.id)))
 
 
 @router.put(

@@ -1,7 +1,7 @@
 """What the product does, wired together in one place."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -20,27 +20,32 @@ from app.dashscope import (
     TranscriptionClient,
     UploadClient,
 )
-from app.database import Database, migrate, require_current_schema
+from app.database import Database, is_outage
 from app.inflight import InFlight
 from app.ratelimit import RateLimiter, burst_of
 from app.security import KeySealer, TokenSigner
 from app.services.accounts import AccountService
 from app.services.admission import SpeechAdmission
 from app.services.archive import SpeechArchive
+from app.services.backlog import BacklogService
 from app.services.budgets import BudgetService
 from app.services.cloning import CloningService
 from app.services.collection import TaskCollector
 from app.services.delivery import AudioDelivery
 from app.services.enrollments import OpenEnrollments
+from app.services.erasure import ErasureService
 from app.services.following import VoiceFollower
 from app.services.history import HistoryService
 from app.services.live import LiveService
 from app.services.longtext import LongTextService
 from app.services.narration import Tools
 from app.services.narrator import Narrator
+from app.services.preparation import prepare_database
 from app.services.recognition import RecognitionService
 from app.services.records import RecordService
+from app.services.removals import Remover
 from app.services.repeats import RepeatService
+from app.services.retention import Retention
 from app.services.samples import SampleService
 from app.services.seeking import TaskSeeker
 from app.services.segments import OpenTexts
@@ -49,6 +54,7 @@ from app.services.synthesis import SynthesisService
 from app.services.tasks import OpenTasks
 from app.services.transcription import TranscriptionService
 from app.services.usage import UsageService
+from app.services.vitals import watch_vitals
 from app.services.voicebook import VoiceBook
 from app.services.voices import VoiceService
 from app.settings import Settings, load_secrets
@@ -72,10 +78,12 @@ class Services:
     limiter: RateLimiter
     prices: PriceList
     accounts: AccountService
+    erasure: ErasureService
     history: HistoryService
     repeats: RepeatService
     budgets: BudgetService
     usage: UsageService
+    backlog: BacklogService
     synthesis: SynthesisService
     long_text: LongTextService
     live: LiveService
@@ -95,21 +103,23 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     """
     secrets = load_secrets(settings)
     prices = load_prices(settings.prices_file)
-    if settings.auto_migrate:
-        await migrate(settings.database_url)
     async with AsyncExitStack() as resources:
-        database = Database(settings.database_url)
+
+        def keep_up(work: Coroutine[object, object, None]) -> None:
+            resources.push_async_callback(end_by_cancelling, asyncio.create_task(work))
+
+        database = Database(settings.database_url, settings.database_pool_size)
         resources.push_async_callback(database.close)
-        if not settings.auto_migrate:
-            await require_current_schema(database)
+        await prepare_database(database, settings, secrets)
+        keep_up(database.announcements.run())
         storage = await asyncio.to_thread(create_storage, settings, secrets)
         resources.push_async_callback(storage.close)
-        bringing = asyncio.create_task(storage.run())
-        resources.push_async_callback(end_by_cancelling, bringing)
+        keep_up(storage.run())
         limiter = RateLimiter(settings.redis_url)
         resources.push_async_callback(limiter.close)
         pool = ConnectionPool(handshake_seconds=settings.handshake_seconds)
         resources.push_async_callback(pool.close)
+        keep_up(watch_vitals(database, pool))
 
         http = HttpClient(handshake_seconds=settings.handshake_seconds, silence_seconds=settings.upstream_timeout)
         resources.push_async_callback(http.close)
@@ -126,10 +136,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         records = RecordService(database, settings.zone, archive.measure_kept)
         history = HistoryService(database)
         budgets = BudgetService(database, settings.zone)
-        leases = asyncio.create_task(records.keep_leases())
-        resources.push_async_callback(end_by_cancelling, leases)
-        in_flight = InFlight()
-        resources.push_async_callback(in_flight.drain)
+        keep_up(records.keep_leases())
+        in_flight = InFlight(is_outage)
+        resources.push_async_callback(in_flight.drain, settings.drain_seconds)
         repeats = RepeatService(database, history, in_flight)
         uploads = UploadClient(http)
         delivery = AudioDelivery(settings, database, storage, uploads, in_flight)
@@ -140,12 +149,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         enrolling = EnrollmentClient(http, wait_for_enrollment)
         book = VoiceBook(database, enrolling, in_flight)
         samples = SampleService(settings, database, storage, delivery, uploads)
-        removing = asyncio.create_task(samples.run())
-        resources.push_async_callback(end_by_cancelling, removing)
         enrollments = OpenEnrollments(database, records)
         follower = VoiceFollower(enrollments, book, accounts, enrolling, in_flight)
-        following = asyncio.create_task(follower.run())
-        resources.push_async_callback(end_by_cancelling, following)
         cloning = CloningService(accounts, records, enrollments, follower, book, samples, enrolling, repeats, in_flight)
         voices = VoiceService(accounts, book, samples, enrolling, in_flight)
         admission = SpeechAdmission(accounts, voices, storage)
@@ -153,23 +158,23 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         live = LiveService(settings, prices, admission, records, budgets, speech, archive, storage, limiter, in_flight)
         texts = OpenTexts(database, records)
         narrator = Narrator(settings, Tools(texts, accounts, speech, storage, in_flight))
-        narrating = asyncio.create_task(narrator.run())
-        resources.push_async_callback(end_by_cancelling, narrating)
         long_text = LongTextService(settings, prices, admission, archive, records, history, narrator, in_flight)
         recognition = RecognitionService(
             settings, prices, accounts, records, RecognitionClient(http), delivery, in_flight
         )
         tasks = TranscriptionClient(http)
         collector = TaskCollector(OpenTasks(database, records), accounts, records, tasks, limiter, in_flight)
-        collecting = asyncio.create_task(collector.run())
-        resources.push_async_callback(end_by_cancelling, collecting)
         submissions = OpenSubmissions(database, records)
         seeker = TaskSeeker(submissions, accounts, tasks, collector, in_flight)
-        seeking = asyncio.create_task(seeker.run())
-        resources.push_async_callback(end_by_cancelling, seeking)
         transcription = TranscriptionService(
             prices, database, accounts, records, tasks, delivery, collector, in_flight, submissions, seeker
         )
+        remover = Remover(database, storage)
+        erasure = ErasureService(database, accounts, remover, in_flight)
+        retention = Retention(database, remover, settings.retention_days)
+        if settings.background_jobs:
+            for jobs in (samples, follower, narrator, collector, seeker, remover, erasure, retention):
+                keep_up(jobs.run())
         yield Services(
             settings=settings,
             database=database,
@@ -177,10 +182,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             limiter=limiter,
             prices=prices,
             accounts=accounts,
+            erasure=erasure,
             history=history,
             repeats=repeats,
             budgets=budgets,
             usage=UsageService(database),
+            backlog=BacklogService(database),
             synthesis=synthesis,
             long_text=long_text,
             live=live,

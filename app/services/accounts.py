@@ -8,20 +8,23 @@ import structlog
 from anyio import CapacityLimiter, to_thread
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.catalog import DEFAULT_REGION
 from app.dashscope import HTTP_URLS, WS_URLS, ConnectionPool, Credential, SpeechClient
-from app.database import Database
+from app.database import Database, once_more
 from app.errors import InvalidCredentials, NoApiKey, RegistrationClosed, SealBroken, Unauthorized, UsernameTaken
 from app.models import ApiKey, User
 from app.ratelimit import RateLimiter
 from app.security import KeySealer, TokenSigner, hash_password, mask_api_key, verify_password
 from app.settings import Settings
+from app.timing import note
 
 log = structlog.get_logger(__name__)
 
 # Each hash takes 19 MiB and a core for its time.
 HASHING_THREADS = 2
+OPENED_AT_ONCE = 500
 
 
 class AccountService:
@@ -100,15 +103,17 @@ class AccountService:
             user = await session.get(User, user_id)
         if user is None or not user.is_active:
             raise Unauthorized
+        note(user_id=str(user.id))
         return user
 
+    @once_more
     async def store_api_key(
         self, user_id: uuid.UUID, api_key: str, region: str, workspace: str | None, *, verify: bool
     ) -> ApiKey:
         """Seal and keep a key in place of an earlier one; `verify` asks the provider first.
 
-        Raises InvalidApiKey, RateLimited, UpstreamError or UpstreamTimeout when verification fails; nothing is
-        stored then.
+        Raises InvalidApiKey, RateLimited, UpstreamError or UpstreamTimeout when verification fails, and Unauthorized
+        for a user who has left meanwhile; nothing is stored then.
         """
         if verify:
             await self._speech.verify(self._credential(user_id, api_key, region, workspace))
@@ -122,7 +127,8 @@ class AccountService:
         )
         async with self._database.transaction() as session:
             # Two saves at once queue on the user's row, so that the later one wins instead of failing.
-            await session.execute(select(User.id).where(User.id == user_id).with_for_update())
+            if not await session.scalar(select(User.is_active).where(User.id == user_id).with_for_update()):
+                raise Unauthorized
             former = await session.get(ApiKey, user_id)
             former_sealed = former.sealed if former else None
             await session.merge(row)
@@ -149,12 +155,52 @@ class AccountService:
             region = await session.scalar(select(ApiKey.region).where(ApiKey.user_id == user_id))
         return region or DEFAULT_REGION
 
+    @once_more
     async def delete_api_key(self, user_id: uuid.UUID) -> None:
         """Forget the user's key; having none is fine."""
         async with self._database.transaction() as session:
             sealed = await session.scalar(delete(ApiKey).where(ApiKey.user_id == user_id).returning(ApiKey.sealed))
         if sealed:
             self._drop_connections(sealed, user_id)
+
+    async def shut_out(self, session: AsyncSession, user_id: uuid.UUID) -> ApiKey | None:
+        """Let a user come in no more, inside a transaction: his name is free, his key forgotten. Gives the key's row.
+
+        Raises Unauthorized if that was done before.
+        """
+        nobody = f" {user_id}"  # nobody can register a name with a blank
+        leaving = update(User).where(User.id == user_id, User.is_active).returning(User.id)
+        values = {"is_active": False, "username": "", "username_key": nobody, "password_hash": ""}
+        if await session.scalar(leaving.values(**values)) is None:
+            raise Unauthorized
+        return await session.scalar(delete(ApiKey).where(ApiKey.user_id == user_id).returning(ApiKey))
+
+    def disconnect(self, row: ApiKey) -> None:
+        """Drop what is connected with a key that was deleted."""
+        self._drop_connections(row.sealed, row.user_id)
+
+    async def are_reached(self, accounts: set[str]) -> set[str]:
+        """Those of some accounts at the provider that a key of any user reaches."""
+        reached: set[str] = set()
+        rows = select(ApiKey).order_by(ApiKey.user_id).limit(OPENED_AT_ONCE)
+        some = rows
+        while accounts - reached:
+            async with self._database.snapshot() as session:
+                keys = list(await session.scalars(some))
+            opened = await to_thread.run_sync(lambda found: {self.account_of(row) for row in found}, keys)
+            reached |= accounts & opened
+            if len(keys) < OPENED_AT_ONCE:
+                break
+            some = rows.where(ApiKey.user_id > keys[-1].user_id)
+        return reached
+
+    def account_of(self, row: ApiKey) -> str | None:
+        """What a stored key reaches at the provider, if it can be opened."""
+        try:
+            api_key, _ = self._sealer.open(row.sealed, row.user_id)
+        except SealBroken:
+            return None
+        return self._credential(row.user_id, api_key, row.region, row.workspace).account
 
     async def credential(self, user_id: uuid.UUID) -> Credential:
         """The user's key, opened for a call. Raises NoApiKey or SealBroken.
@@ -182,6 +228,16 @@ class AccountService:
             log.warning("former_api_key_unreadable", user_id=str(user_id))  # so nothing was connected with it
         else:
             self._pool.forget(api_key)
+
+
+async def require_active(session: AsyncSession, user_id: uuid.UUID) -> None:
+    """Refuse to begin anything for a user who has left, inside the transaction that writes it down.
+
+    His leaving waits for that transaction. Raises Unauthorized.
+    """
+    present = select(User.is_active).where(User.id == user_id).with_for_update(read=True, key_share=True)
+    if not await session.scalar(present):
+        raise Unauthorized
 
 
 def _comparable(username: str) -> str:

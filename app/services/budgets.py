@@ -9,7 +9,7 @@ from sqlalchemy import case, func, select, type_coerce, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.columns import Money
-from app.database import Database
+from app.database import Database, once_more
 from app.errors import BudgetExceeded
 from app.models import Bill, LongText, Record, User
 
@@ -44,12 +44,14 @@ class BudgetService:
             spent, reserved = await _tally(session, user_id, now)
         return Budget(f"{now:%Y-%m}", monthly, spent, reserved)
 
+    @once_more
     async def set(self, user_id: uuid.UUID, monthly: Decimal | None) -> Budget:
         """Allow that much a month from now on; None removes the budget. Gives how the month stands."""
         async with self._database.transaction() as session:
             await session.execute(update(User).where(User.id == user_id).values(monthly_budget=monthly))
         return await self.show(user_id)
 
+    @once_more
     async def hold_back(self, user_id: uuid.UUID, record_id: int, cost: Decimal) -> bool:
         """Hold back what a paid call under way will cost, now that this is more than before. Raises BudgetExceeded.
 

@@ -1,12 +1,17 @@
 """A paid call while it is under way: what it may become, and what is known of it so far."""
 
+import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Literal
+
+from sqlalchemy import Select, select
 
 from app.database import is_outage
 from app.errors import AppError, NotReady
 from app.jobs import Claimed
+from app.models import Record
 
 RecordType = Literal["tts", "asr", "voice"]
 Status = Literal["running", "succeeded", "failed", "cancelled", "abandoned", "interrupted"]
@@ -69,6 +74,11 @@ def reopened(claimed: Claimed[Any]) -> OpenRecord:
     )
 
 
+def standing(record_id: int) -> Select[int]:
+    """What finds a record that has not vanished with its user, and keeps it from that until the transaction ends."""
+    return select(Record.id).where(Record.id == record_id).with_for_update(read=True, key_share=True)
+
+
 def as_told(failure: BaseException) -> AppError:
     """What a client is told of a failure, whatever it was."""
     if isinstance(failure, AppError):
@@ -76,3 +86,30 @@ def as_told(failure: BaseException) -> AppError:
     if isinstance(failure, Exception) and is_outage(failure):
         return NotReady("数据库暂时不可用，请稍后重试", retry_after_seconds=OUTAGE_SECONDS)
     return AppError()
+
+
+def new_record(
+    user_id: uuid.UUID,
+    kind: RecordType,
+    model: str,
+    input_data: str,
+    price: Price,
+    quantity: int,
+    name: IdempotencyKey | None,
+) -> Record:
+    """A record of a call that is about to begin; `quantity` is what it will count, as far as that is known."""
+    return Record(
+        user_id=user_id,
+        type=kind,
+        model_name=model,
+        status="running",
+        input_data=input_data,
+        unit=price.unit,
+        unit_price=price.per_unit,
+        currency=price.currency,
+        expected_quantity=0,
+        reserved=quantity * price.per_unit,
+        idempotency_key=name.key if name else None,
+        request_digest=name.digest if name else None,
+        created_at=datetime.now(UTC),
+    )

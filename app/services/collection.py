@@ -129,7 +129,7 @@ class TaskCollector(Rounds[Transcription]):
         if report.seconds is not None:
             record.quantity = report.seconds
             # Should the result never come, this much is known to have been billed.
-            await self._records.foresee(record, report.seconds)
+            await self._records.note(record, report.seconds)
             claimed.record.expected_quantity = report.seconds
         try:
             kept = await self._fetch(claimed, credential, report)

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import BinaryIO
 
 import structlog
@@ -18,6 +18,7 @@ from app.errors import AudioTooLarge, InvalidAudio, ObjectNotFound, StorageError
 from app.inflight import InFlight
 from app.models import Record
 from app.recordings import RECOGNIZABLE, Recording, probe
+from app.services.removals import remove_later
 from app.services.spool import Spool
 from app.settings import Settings
 from app.storage import Storage, is_private
@@ -28,6 +29,8 @@ log = structlog.get_logger(__name__)
 MEGABYTE = 1024 * 1024
 MAX_AUDIO_BYTES = 10 * MEGABYTE  # of one synchronous recognition (PROTOCOL §4.1)
 MAX_FILE_BYTES = 2048 * MEGABYTE  # of one transcription (PROTOCOL §5.1)
+# When audio that lies in the store for the provider alone is removed at the latest, whatever becomes of this process.
+LENT_FOR = timedelta(days=1)
 # Each probe decodes: more at once would only take memory, and the cores from everybody else.
 PROBES_AT_ONCE = 2
 
@@ -149,8 +152,10 @@ class AudioDelivery:
         return within if within.encoded_size <= MAX_DATA_URI_BYTES else None
 
     @asynccontextmanager
-    async def addressed(self, credential: Credential, model: str, audio: HeldAudio | str) -> AsyncIterator[str]:
-        """The audio's address for the provider, for as long as the block lasts.
+    async def addressed(
+        self, credential: Credential, model: str, audio: HeldAudio | str, *, fetched_later: bool = False
+    ) -> AsyncIterator[str]:
+        """The audio's address for the provider, for as long as the block lasts; for a day if it is `fetched_later`.
 
         Raises the AppError of a failure; nothing is paid then.
         """
@@ -159,11 +164,14 @@ class AudioDelivery:
         elif self._storage.fetchable:
             today = datetime.now(self._settings.zone).strftime("%Y%m%d")
             key = f"audio/asr/{today}/{uuid.uuid4()}.{audio.container}"
+            async with self._database.transaction() as session:
+                remove_later(session, [key], after=LENT_FOR)
             await self._storage.put(key, audio.source, content_type=audio.content_type)
             try:
                 yield self._storage.url(key)
             finally:
-                self._in_flight.start(self._forget(key))
+                if not fetched_later:
+                    self._in_flight.start(self._forget(key))
         else:
             name = f"{uuid.uuid4()}.{audio.container}"
             yield await self._uploads.upload(credential, model, audio.source, audio.size, name, audio.content_type)

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Executable, exists, func, select, update
 
 from app.completion import run_to_end
-from app.database import Database
+from app.database import Database, once_more
 from app.errors import AppError, NotReady
 from app.jobs import Claimed, Claims
 from app.models import Enrollment, Voice, VoiceSample
@@ -97,6 +97,7 @@ class OpenEnrollments(Claims[Enrollment]):
             return None
         return sorted([row.record_id, *(record_id for record_id, _, _ in found)])
 
+    @once_more
     async def lose(self, claimed: ClaimedEnrollment) -> None:
         """Write down that the provider's answer is lost: the voice may exist, or come to exist."""
         now = datetime.now(UTC)
@@ -138,6 +139,7 @@ class OpenEnrollments(Claims[Enrollment]):
         closing = _closing(claimed, {"next_check_at": None})
         await self._records.end(reopened(claimed), status, failure, first=closing, along=[discarded])
 
+    @once_more
     async def tell(self, record_id: int) -> None:
         """Write down that who ordered a lost voice has heard of it: the same order is a new one before long."""
         told = update(Enrollment).where(Enrollment.record_id == record_id, Enrollment.lost_at.is_not(None))

@@ -12,7 +12,7 @@ from app.catalog import PriceList, count_characters
 from app.computation import compute
 from app.dashscope import SpeechParameters
 from app.database import outlast
-from app.errors import Cancelled, InvalidRequest, NotCancellable, NotReady
+from app.errors import Cancelled, InvalidRequest, NotCancellable, NotReady, RecordNotFound
 from app.inflight import InFlight
 from app.models import LongText, Segment
 from app.services.admission import SpeechAdmission, describe
@@ -29,6 +29,10 @@ from app.ssml import split_ssml
 LOOK_SECONDS = 1.0
 FOLLOWED_AT_MOST_EVERY_SECONDS = 0.2
 CANCELLING_SECONDS = 15.0
+# A process that is about to end lets a text go. How often nobody may be seen at it before that is believed.
+IDLE_LOOKS = 1
+# What remains for the answer of those who waited.
+ANSWER_SECONDS = 2.0
 
 SpeechSubtitle = Literal["srt", "vtt"]
 
@@ -125,11 +129,18 @@ class LongTextService:
         return StartedText(call.record.id, call.long_text.segments_total if call.long_text else 1)
 
     async def wait(self, user_id: uuid.UUID, record_id: int) -> RecordedCall:
-        """Wait until a text is spoken. Raises what it failed with, Cancelled, or NotReady when this process ends."""
+        """Wait until a text is spoken. Raises what it failed with, Cancelled, or NotReady when this process ends.
+
+        That is waited for as long as some process works on the text, and this one may take to end.
+        """
         bell = self._narrator.bell(record_id)
+        idle_looks = 0
         while (call := await self._look(user_id, record_id)).record.status == "running":
             if self._in_flight.hurried:
-                raise NotReady(f"服务正在重启，合成会在后台继续，请稍后查询记录 {record_id}")
+                idle_looks = 0 if _is_worked_on(call) else idle_looks + 1
+                left_seconds = self._settings.drain_seconds - self._in_flight.hurried_for_seconds
+                if idle_looks > IDLE_LOOKS or left_seconds < ANSWER_SECONDS:
+                    raise NotReady(f"服务正在重启，合成会在后台继续，请稍后查询记录 {record_id}")
             await bell.wait(LOOK_SECONDS)
         if call.record.status == "cancelled":
             raise Cancelled
@@ -149,7 +160,12 @@ class LongTextService:
         bell = self._narrator.bell(record_id)
         shown: object = None
         while not self._in_flight.hurried:
-            call = await self._history.find(user_id, record_id, whole=False)
+            try:
+                call = await self._history.find(user_id, record_id, whole=False)
+            except RecordNotFound:
+                if shown is None:
+                    raise
+                return  # it has vanished with its user
             state = (call.record.status, call.amount, call.long_text and call.long_text.segments_done)
             if state != shown:
                 shown = state
@@ -178,6 +194,12 @@ class LongTextService:
         except TimeoutError:
             raise NotReady("正在取消，请稍后查询记录") from None
         return call
+
+
+def _is_worked_on(call: RecordedCall) -> bool:
+    """Whether a process is speaking a text now."""
+    claimed_until = call.long_text.claimed_until if call.long_text else None
+    return claimed_until is not None and claimed_until > datetime.now(UTC)
 
 
 def _split(text: str, is_ssml: bool, at_once: int) -> tuple[list[str], int]:

@@ -32,7 +32,7 @@ from app.services.captions import lay_out, time_sentences
 from app.services.segments import ClaimedText, ClaimLost, OpenTexts, SpeechStopped, SpokenSegment
 from app.services.spool import Spool
 from app.splitting import is_silent
-from app.storage import WORK_FOLDER, Storage
+from app.storage import Storage, work_key
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +41,8 @@ TRIES = 3
 # How long a provider that takes nothing is waited for while no other segment makes progress either.
 PATIENCE_SECONDS = 60.0
 LONGEST_PAUSE_SECONDS = 15.0
-SETTLEMENT_TRIES = 8
+SETTLEMENT_TRIES = 16
+LONGEST_SETTLEMENT_PAUSE_SECONDS = 4.0  # as often as the claim is renewed: it must not run out first
 WATCH_SECONDS = 1.0
 SAMPLES_TYPE = "audio/pcm"
 # How far ahead of the joined file the speech may be: in segments for each one that is spoken at once, and in audio that
@@ -341,7 +342,7 @@ class Narration:
                     characters=characters,
                     error=type(error).__name__,
                 )
-                await asyncio.sleep(min(0.5 * 2**pauses, LONGEST_PAUSE_SECONDS))
+                await asyncio.sleep(min(0.5 * 2**pauses, LONGEST_SETTLEMENT_PAUSE_SECONDS))
         else:
             is_mine = await self._texts.settle(self._record_id, number, attempt, characters, spoken)
         if not is_mine:
@@ -371,11 +372,6 @@ class Narration:
         with suppress(TimeoutError):
             async with asyncio.timeout(min(0.5 * 2 ** min(pauses, 10), LONGEST_PAUSE_SECONDS)):
                 await self._bell.until(lambda: self.is_broken_off)
-
-
-def work_key(record_id: int, number: int) -> str:
-    """Where the samples of a segment lie: the same place for every try, so that none is forgotten."""
-    return f"{WORK_FOLDER}{record_id}-{number}.pcm"
 
 
 def _checkpoint(segment: Segment) -> SpokenSegment | None:

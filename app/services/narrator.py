@@ -23,10 +23,11 @@ from app.models import LongText
 from app.services.admission import read_description
 from app.services.calls import OpenRecord, Status, reopened
 from app.services.captions import CaptionFormat, write_captions
-from app.services.narration import Ending, Narration, Tools, work_key
+from app.services.narration import Ending, Narration, Tools
 from app.services.segments import ClaimedText, ClaimLost
 from app.services.spool import Spool
 from app.settings import Settings
+from app.storage import work_key
 
 log = structlog.get_logger(__name__)
 
@@ -53,9 +54,10 @@ class Narrator(Rounds[LongText]):
         self._texts, self._storage = tools.texts, tools.storage
         self._narrations: dict[int, Narration] = {}
         self._bells: WeakValueDictionary[int, Bell] = WeakValueDictionary()
+        self._texts.hear_progress(self._ring_here)
 
     def bell(self, record_id: int) -> Bell:
-        """Rung whenever this process gets on with a text, and at its end."""
+        """Rung whenever this process, or one that can be heard, gets on with a text, and at its end."""
         return self._bells.setdefault(record_id, Bell())
 
     async def cancel(self, record_id: int) -> None:
@@ -164,18 +166,24 @@ class Narrator(Rounds[LongText]):
     async def _clear(self, claimed: ClaimedText) -> bool:
         """Remove what was stored on the way. False if a store that is away keeps some of it: it is tried again then."""
         are_gone = True
-        for number in range(claimed.row.segments_total):
+        keys = [work_key(claimed.record.id, number) for number in range(claimed.row.segments_total)]
+        for key in keys:
             try:
-                await self._storage.delete(work_key(claimed.record.id, number))
+                await self._storage.delete(key)
             except StorageError:
                 are_gone = False  # what is held on this machine goes all the same
         if are_gone:
-            await self._texts.clear(claimed)
+            # What another machine holds for a store that was away comes there yet.
+            await self._texts.clear(claimed, keys if self._storage.fetchable else ())
         else:
             log.warning("text_not_cleared", record_id=claimed.record.id)
         return are_gone
 
     def _ring(self, record_id: int) -> None:
+        self._ring_here(record_id)
+        self._texts.tell_progress(record_id)
+
+    def _ring_here(self, record_id: int) -> None:
         if bell := self._bells.get(record_id):
             bell.ring()
 

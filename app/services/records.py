@@ -14,6 +14,7 @@ and a voice or a task that had been given up for lost turns up.
 """
 
 import asyncio
+import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -26,21 +27,24 @@ from sqlalchemy import ColumnElement, Executable, case, exists, func, literal, n
 from sqlalchemy.exc import IntegrityError
 
 from app.columns import Money, UtcDateTime
-from app.completion import run_to_end
-from app.dashscope import may_have_worked
-from app.database import UNAVAILABLE, Database, outlast
-from app.errors import AppError, AskedBefore, HandshakeTimeout, NotReady, StorageError, UpstreamError
-from app.models import PROVIDER_ID_CHARS, Bill, Record, Table, Watched
+from app.completion import end_by_cancelling, run_to_end
+from app.database import UNAVAILABLE, Database, once_more, outlast
+from app.errors import AskedBefore, NotReady, StorageError
+from app.models import Bill, Record, Table, Watched
+from app.services.accounts import require_active
 from app.services.budgets import require_budget
-from app.services.calls import IdempotencyKey, OpenRecord, Price, RecordType, Status, as_told
+from app.services.calls import IdempotencyKey, OpenRecord, Price, RecordType, Status, as_told, new_record, standing
+from app.services.endings import bill_of, count_ending, explain_orphan, freed_name, tell_if_uncounted
+from app.timing import note
 
 log = structlog.get_logger(__name__)
 
-LEASE = timedelta(seconds=30)
-HEARTBEAT_SECONDS = 10.0
+LEASE = timedelta(seconds=20)
+HEARTBEAT_SECONDS = 4.0
+ORPHANS_AT_ONCE = 1000
+LOOKS_AT_ONCE = 8
 # How long a store that is away is waited for, to find what a dead process had kept already.
 RECOVERY_PATIENCE = timedelta(seconds=20)
-UNCOUNTED = "（没有收到用量，未计费；如百炼已处理，以百炼账单为准）"
 NAMES_REMEMBERED = timedelta(hours=24)
 REOPENED = {"status": "running", "lease_expires_at": None, "finished_at": None, "error": None, "error_message": None}
 
@@ -66,6 +70,7 @@ class RecordService:
         self._zone = zone
         self._measure_kept = measure_kept
         self._live: set[int] = set()
+        self._sweep_from = datetime.now(UTC)
 
     @asynccontextmanager
     async def running(
@@ -94,7 +99,7 @@ class RecordService:
             raise
         except BaseException as error:
             status, failure = record.cut_off or "failed", error
-            _tell_if_uncounted(record, error)
+            tell_if_uncounted(record, error)
             raise
         finally:
             if not record.handed_over:
@@ -115,10 +120,11 @@ class RecordService:
 
         Raises BudgetExceeded or AskedBefore.
         """
-        record = _new_record(user_id, kind, model, input_data, price, quantity, name)
+        record = new_record(user_id, kind, model, input_data, price, quantity, name)
         await self._add(record, rows)
         return record.id
 
+    @once_more
     async def hand_over(self, record: OpenRecord, row: Watched, *, is_sent: bool = False) -> None:
         """Leave a record open for whoever looks after the row from now on, this process or another.
 
@@ -129,7 +135,9 @@ class RecordService:
         release = update(Record).where(Record.id == record.id, is_open)
         async with self._database.transaction() as session:
             released = await session.execute(release.values(**REOPENED, **sent).returning(Record.id))
-            if released.first() or not await session.get(type(row), record.id):
+            if released.first() or (
+                await session.scalar(standing(record.id)) and not await session.get(type(row), record.id)
+            ):
                 await session.merge(row)
         record.handed_over = True
         self._live.discard(record.id)
@@ -137,49 +145,92 @@ class RecordService:
     async def foresee(self, record: OpenRecord, quantity: int, asked: str | None = None) -> None:
         """Note what the work will count in all, right before it is handed over, and what is `asked` if that has grown.
 
-        It is billed as an estimate should this process die; before it is noted, a death costs nothing.
+        It is billed as an estimate should this process die; before it is noted, a death costs nothing. Raises NotReady
+        when the record has been given its end meanwhile, because this process slept: nothing may be bought for it.
         """
-        now = literal(datetime.now(UTC), UtcDateTime())
-        note = update(Record).where(Record.id == record.id, Record.status == "running")
+        if not await self.note(record, quantity, asked):
+            log.warning("record_ended_by_others", record_id=record.id)
+            raise NotReady("服务刚才停顿过久，本次请求未提交，请重试")
+
+    @once_more
+    async def note(self, record: OpenRecord, quantity: int, asked: str | None = None) -> bool:
+        """Note what the work will count, like `foresee`, of work that goes on whatever it is. False if it has ended."""
+        at = datetime.now(UTC)
+        now, leased = literal(at, UtcDateTime()), literal(at + LEASE, UtcDateTime())
+        noting = update(Record).where(Record.id == record.id, Record.status == "running")
         values: dict[str, Any] = {"expected_quantity": quantity, "sent_at": func.coalesce(Record.sent_at, now)}
+        # Whoever is about to end it because we seemed to be dead finds that we are not.
+        values["lease_expires_at"] = case((Record.lease_expires_at.is_(None), null()), else_=leased)
         if asked is not None:
             values["input_data"] = asked
         if cost := quantity * record.price.per_unit:
             values["reserved"] = case((Record.reserved > cost, Record.reserved), else_=literal(cost, Money()))
         async with self._database.transaction() as session:
-            await session.execute(note.values(planned_key=record.planned_key, **values))
-        record.is_sent = True
+            noted = await session.execute(noting.values(planned_key=record.planned_key, **values).returning(Record.id))
+            is_running = noted.first() is not None
+        record.is_sent = record.is_sent or is_running
+        return is_running
 
     async def keep_leases(self) -> None:
-        """Until cancelled: renew the leases of this process' records and end those that nobody works on any more."""
-        sweep_from = datetime.now(UTC)
+        """Until cancelled: renew the leases of this process' records, and end those that nobody works on any more."""
+        sweeping = asyncio.create_task(self._keep_sweeping())
+        try:
+            while True:
+                try:
+                    await self._renew_leases()
+                except Exception as error:
+                    # Whatever it was, the next round must come: without it this process' live records would be swept by
+                    # others. Those could perhaps not renew either, so give the living time for it before sweeping.
+                    self._sweep_from = datetime.now(UTC) + LEASE
+                    unexpected = not isinstance(error, UNAVAILABLE)
+                    log.warning("leases_not_renewed", error=type(error).__name__, exc_info=unexpected)
+                await asyncio.sleep(HEARTBEAT_SECONDS)
+        finally:
+            await end_by_cancelling(sweeping)
+
+    async def _keep_sweeping(self) -> None:
         while True:
             try:
-                await self._renew_leases()
-                if datetime.now(UTC) >= sweep_from:
+                if datetime.now(UTC) >= self._sweep_from:
                     await self.settle_orphans()
             except Exception as error:
-                # Whatever it was, the next round must come: without it this process' live records would be swept by
-                # others. Those could perhaps not renew either, so give the living time for it before sweeping.
-                sweep_from = datetime.now(UTC) + LEASE
+                self._sweep_from = datetime.now(UTC) + LEASE
                 unexpected = not isinstance(error, UNAVAILABLE)
-                log.warning("lease_round_failed", error=type(error).__name__, exc_info=unexpected)
+                log.warning("orphans_not_settled", error=type(error).__name__, exc_info=unexpected)
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def settle_orphans(self) -> int:
         """End the records whose process died: `interrupted`, billed by estimate. Gives their number."""
         expired = Record.lease_expires_at < datetime.now(UTC)
+        found = select(Record.id).where(Record.status == "running", expired).limit(ORPHANS_AT_ONCE)
         async with self._database.snapshot() as session:
-            orphans = list(await session.scalars(select(Record).where(Record.status == "running", expired)))
-        for orphan in orphans:
-            price = Price(orphan.unit, orphan.unit_price, orphan.currency)
-            record = OpenRecord(orphan.id, price, quantity=orphan.expected_quantity, estimated=True)
-            if not await self._recover(orphan, record):
-                continue
-            cause = NotReady(_explain_orphan(orphan))
-            await self.end(record, "interrupted", cause, provided=expired)  # an owner who lives after all keeps it
+            orphans = list(await session.scalars(found))
+        random.shuffle(orphans)  # other processes sweep too: each begins elsewhere
+        looks = asyncio.Semaphore(LOOKS_AT_ONCE)
+
+        async def settle(record_id: int) -> None:
+            async with looks:
+                await self._settle_orphan(record_id, expired)
+
+        ends = await asyncio.gather(*(settle(each) for each in orphans), return_exceptions=True)
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
         return len(orphans)
 
+    async def _settle_orphan(self, record_id: int, expired: ColumnElement[bool]) -> None:
+        still_orphaned = select(Record).where(Record.id == record_id, Record.status == "running", expired)
+        async with self._database.snapshot() as session:
+            orphan = await session.scalar(still_orphaned)
+        if orphan is None:
+            return
+        price = Price(orphan.unit, orphan.unit_price, orphan.currency)
+        record = OpenRecord(orphan.id, price, quantity=orphan.expected_quantity, estimated=True)
+        if await self._recover(orphan, record):
+            cause = NotReady(explain_orphan(orphan))
+            await self.end(record, "interrupted", cause, provided=expired)  # an owner who lives after all keeps it
+
+    @once_more
     async def end(
         self,
         record: OpenRecord,
@@ -217,19 +268,21 @@ class RecordService:
                 error_message=known.message if known else None,
                 finished_at=now,
                 lease_expires_at=None,
-                **_freed_name(record, status, failure),
+                **freed_name(record, status, failure),
             )
-            .returning(Record.user_id, Record.model_name)
+            .returning(Record.user_id, Record.model_name, Record.type)
         )
         async with self._database.transaction() as session:
             if first is not None and (await session.execute(first)).first() is None:
                 return False
             settled = (await session.execute(ending)).one_or_none()
             if settled and record.quantity:
-                session.add(_bill(record, settled.user_id, settled.model_name, now))
+                session.add(bill_of(record, settled.user_id, settled.model_name, now))
             if settled or first is not None:
                 for statement in along:
                     await session.execute(statement)
+        if settled:
+            count_ending(record, settled.type, settled.model_name, status)
         report = log.info if settled else log.warning
         report(
             "record_settled" if settled else "record_already_settled",
@@ -252,12 +305,13 @@ class RecordService:
         quantity: int = 0,
         name: IdempotencyKey | None = None,
     ) -> int:
-        record = _new_record(user_id, kind, model, input_data, price, quantity, name)
+        record = new_record(user_id, kind, model, input_data, price, quantity, name)
         record.lease_expires_at = record.created_at + LEASE
         await self._add(record)
         self._live.add(record.id)
         return record.id
 
+    @once_more
     async def _add(self, record: Record, rows: Callable[[int], Sequence[Table]] | None = None) -> None:
         """Write a new record down, if its user's budget allows it and its name is free."""
         outdated = update(Record).where(
@@ -269,6 +323,7 @@ class RecordService:
             async with self._database.transaction() as session:
                 if record.unit_price:
                     await require_budget(session, record.user_id, record.reserved or Decimal(0), self._zone)
+                await require_active(session, record.user_id)
                 if record.idempotency_key is not None:
                     await session.execute(outdated.values(idempotency_key=None))
                 session.add(record)
@@ -279,6 +334,7 @@ class RecordService:
             if record.idempotency_key is None:
                 raise
             raise AskedBefore from None
+        note(record_id=record.id)
 
     async def _recover(self, orphan: Record, record: OpenRecord) -> bool:
         """Find the audio that a dead process had kept already. False while the store is away, for a while."""
@@ -306,6 +362,7 @@ class RecordService:
         finally:
             self._live.discard(record.id)
 
+    @once_more
     async def _renew_leases(self) -> None:
         if not self._live:
             return
@@ -318,79 +375,5 @@ class RecordService:
             )
             .values(lease_expires_at=datetime.now(UTC) + LEASE)
         )
-        async with self._database.transaction() as session:
+        async with self._database.pulse() as session:
             await session.execute(renewal)
-
-
-def _new_record(
-    user_id: uuid.UUID,
-    kind: RecordType,
-    model: str,
-    input_data: str,
-    price: Price,
-    quantity: int,
-    name: IdempotencyKey | None,
-) -> Record:
-    return Record(
-        user_id=user_id,
-        type=kind,
-        model_name=model,
-        status="running",
-        input_data=input_data,
-        unit=price.unit,
-        unit_price=price.per_unit,
-        currency=price.currency,
-        expected_quantity=0,
-        reserved=quantity * price.per_unit,
-        idempotency_key=name.key if name else None,
-        request_digest=name.digest if name else None,
-        created_at=datetime.now(UTC),
-    )
-
-
-def _freed_name(record: OpenRecord, status: Status, failure: BaseException | None) -> dict[str, Any]:
-    """A call that surely bought nothing lets go of its name: whoever asks again under it orders anew."""
-    if status not in {"failed", "interrupted"} or record.quantity:
-        return {}
-    if _is_refusal(failure):
-        return {"idempotency_key": None}
-    return {"idempotency_key": case((Record.sent_at.is_(None), null()), else_=Record.idempotency_key)}
-
-
-def _tell_if_uncounted(record: OpenRecord, failure: BaseException) -> None:
-    """Let nobody take a missing count for a proof that nothing was counted."""
-    if isinstance(failure, AppError) and may_have_worked(failure) and record.is_sent and not record.quantity:
-        failure.message += UNCOUNTED if record.price.per_unit else ""
-
-
-def _is_refusal(failure: BaseException | None) -> bool:
-    """Whether the provider, or we before it, surely took no work on."""
-    if not isinstance(failure, AppError) or may_have_worked(failure):
-        return False
-    if isinstance(failure, UpstreamError):
-        return not failure.is_its_fault and not isinstance(failure, StorageError)
-    return failure.status < 500 or isinstance(failure, HandshakeTimeout)
-
-
-def _explain_orphan(orphan: Record) -> str:
-    if orphan.expected_quantity:
-        return "服务中断，结果未能取回，费用按估算"
-    if orphan.sent_at:
-        return "服务中断，请求可能已被百炼接受，实际费用以百炼账单为准"
-    return "服务中断，未产生费用"
-
-
-def _bill(record: OpenRecord, user_id: uuid.UUID, model: str, now: datetime) -> Bill:
-    return Bill(
-        record_id=record.id,
-        user_id=user_id,
-        model=model,
-        unit=record.price.unit,
-        quantity=record.quantity,
-        unit_price=record.price.per_unit,
-        amount=record.amount,
-        currency=record.price.currency,
-        estimated=record.estimated,
-        provider_request_id=(record.provider_request_id or "")[:PROVIDER_ID_CHARS] or None,
-        created_at=now,
-    )

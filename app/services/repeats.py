@@ -14,13 +14,14 @@ import structlog
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from app.database import Database
+from app.database import Database, once_more
 from app.errors import Abandoned, AppError, AskedBefore, BudgetExceeded, IdempotencyConflict, NotReady
 from app.inflight import InFlight
 from app.models import Record
 from app.services.calls import IdempotencyKey
 from app.services.history import HistoryService, RecordedCall
 from app.services.records import NAMES_REMEMBERED
+from app.timing import note
 
 log = structlog.get_logger(__name__)
 
@@ -96,6 +97,7 @@ class RepeatService:
                     user_id, name, perform, recall, is_answered=is_answered, otherwise=otherwise, has_left=has_left
                 )
             log.info("request_repeated", record_id=call.record.id)
+            note(record_id=call.record.id)
             try:
                 return recall(call), True
             except AppError as error:
@@ -105,6 +107,7 @@ class RepeatService:
             if not is_new:
                 otherwise()
 
+    @once_more
     async def give_name(self, user_id: uuid.UUID, record_id: int, name: IdempotencyKey) -> None:
         """Let a name stand for a record that has none: the one that an earlier order brought. Raises AskedBefore."""
         outdated = update(Record).where(

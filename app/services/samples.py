@@ -14,10 +14,11 @@ from anyio import to_thread
 from sqlalchemy import Executable, delete, select, update
 
 from app.dashscope import ENROLLMENT, Credential, UploadClient
-from app.database import UNAVAILABLE, Database
+from app.database import UNAVAILABLE, Database, once_more
 from app.errors import StorageError
 from app.models import VoiceSample
 from app.samples import MAX_BYTES, Sample, examine_sample
+from app.services.accounts import require_active
 from app.services.delivery import AudioDelivery, AudioFile, AudioUrl
 from app.services.spool import Spool
 from app.settings import Settings
@@ -106,6 +107,7 @@ class SampleService:
             remove_at=now + UNDECIDED,
         )
         async with self._database.transaction() as session:
+            await require_active(session, user_id)
             session.add(row)
         content_type = sample.sample.content_type
         await self._storage.put(key, sample.source, content_type=content_type)
@@ -115,6 +117,7 @@ class SampleService:
         url = await self._uploads.upload(credential, ENROLLMENT, sample.source, sample.size, name, content_type)
         return PlacedSample(url, key)
 
+    @once_more
     async def keep(self, placed: PlacedSample, account: str, voice_id: str) -> None:
         """Keep a sample as that of a voice, in place of what it was made of before."""
         former = update(VoiceSample).where(VoiceSample.voice_id == voice_id)

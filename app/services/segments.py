@@ -5,6 +5,7 @@ before its text goes out. Whoever takes over from a dead process counts such a t
 """
 
 import uuid
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -12,14 +13,16 @@ from typing import Any
 from sqlalchemy import delete, exists, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.database import Database
+from app.database import Database, once_more
 from app.errors import AppError
 from app.jobs import Claimed, Claims
 from app.models import LongText, Segment
 from app.services.calls import OpenRecord, Status
 from app.services.records import RecordService
+from app.services.removals import remove_again
 
 ClaimedText = Claimed[LongText]
+PROGRESS = "progress"
 
 
 class ClaimLost(Exception):
@@ -46,6 +49,15 @@ class OpenTexts(Claims[LongText]):
         super().__init__(database, LongText)
         self._records = records
 
+    def tell_progress(self, record_id: int) -> None:
+        """Let other processes, where somebody may wait for a text, know that there is news of it."""
+        self._database.announcements.announce(PROGRESS, str(record_id))
+
+    def hear_progress(self, listener: Callable[[int], object]) -> None:
+        """Call `listener` with the record's id when any process has news of a text."""
+        self._database.announcements.hear(PROGRESS, lambda word: listener(int(word)) if word else None)
+
+    @once_more
     async def resume(self, claimed: ClaimedText) -> list[Segment]:
         """Take stock before going on: all segments in order. What a dead process had at stake is counted as a guess.
 
@@ -66,11 +78,15 @@ class OpenTexts(Claims[LongText]):
         return segments
 
     async def text(self, record_id: int, number: int) -> str:
-        """What a segment says."""
+        """What a segment says. Raises ClaimLost when it is gone."""
         wanted = select(Segment.text).where(Segment.record_id == record_id, Segment.number == number)
         async with self._database.snapshot() as session:
-            return (await session.execute(wanted)).scalar_one()
+            text = await session.scalar(wanted)
+        if text is None:
+            raise ClaimLost
+        return text
 
+    @once_more
     async def stake(self, claimed: ClaimedText, number: int, attempt: uuid.UUID, characters: int) -> None:
         """Note what a try will count in all, right before its text goes out.
 
@@ -88,6 +104,7 @@ class OpenTexts(Claims[LongText]):
                 is_mine = await session.scalar(select(LongText.record_id).where(claimed.is_mine))
                 raise SpeechStopped if is_mine else ClaimLost
 
+    @once_more
     async def settle(
         self, record_id: int, number: int, attempt: uuid.UUID, characters: int, spoken: SpokenSegment | None
     ) -> bool:
@@ -110,6 +127,7 @@ class OpenTexts(Claims[LongText]):
             found = await session.scalar(select(LongText.cancelled_at).where(LongText.record_id == record_id))
         return found is not None
 
+    @once_more
     async def cancel(self, record_id: int) -> None:
         """Have the speech stopped, by whoever works on it."""
         cancelling = update(LongText).where(LongText.record_id == record_id, LongText.cancelled_at.is_(None))
@@ -126,7 +144,10 @@ class OpenTexts(Claims[LongText]):
         """End the record with the bill of all tries. The text stays claimed until its work is cleared away."""
         counted = select(LongText.characters, LongText.guessed).where(LongText.record_id == record.id)
         async with self._database.snapshot() as session:
-            record.quantity, guessed = (await session.execute(counted)).one()
+            found = (await session.execute(counted)).one_or_none()
+        if found is None:
+            return False
+        record.quantity, guessed = found
         record.estimated = guessed > 0
         return await self._records.end(record, status, failure, provided=exists().where(claimed.is_mine))
 
@@ -136,14 +157,16 @@ class OpenTexts(Claims[LongText]):
         async with self._database.snapshot() as session:
             return await session.scalar(wanted)
 
-    async def clear(self, claimed: ClaimedText) -> None:
-        """Forget the segments of a text whose record has its end."""
+    @once_more
+    async def clear(self, claimed: ClaimedText, removed_keys: Collection[str] = ()) -> None:
+        """Forget the segments of a text whose record has its end; what was removed of them is removed once more."""
+        clearing = update(LongText).where(claimed.is_mine).returning(LongText.record_id)
         async with self._database.transaction() as session:
             its_segments = Segment.record_id == claimed.record.id
             await session.execute(delete(Segment).where(its_segments, exists().where(claimed.is_mine)))
-            await session.execute(
-                update(LongText).where(claimed.is_mine).values(next_check_at=None, claimed_by=None, claimed_until=None)
-            )
+            cleared = clearing.values(next_check_at=None, claimed_by=None, claimed_until=None)
+            if await session.scalar(cleared) is not None:
+                remove_again(session, removed_keys)
 
 
 async def _count(

@@ -6,11 +6,11 @@ from typing import Any
 from sqlalchemy import Executable, delete, exists, select, update
 
 from app.completion import run_to_end
-from app.database import Database
+from app.database import Database, once_more
 from app.errors import NotReady
 from app.jobs import Claimed, Claims
 from app.models import Bill, Record, SubmittedFile, Transcription
-from app.services.calls import OpenRecord, Status, reopened
+from app.services.calls import OpenRecord, Status, reopened, standing
 from app.services.records import REOPENED, RecordService
 
 ClaimedFile = Claimed[SubmittedFile]
@@ -34,6 +34,7 @@ class OpenSubmissions(Claims[SubmittedFile]):
             raise NotReady
         return claimed
 
+    @once_more
     async def settle(self, claimed: ClaimedFile, task: Transcription) -> None:
         """Put the task that the provider's answer names in the place of a submission, whoever looks for it meanwhile.
 
@@ -42,10 +43,12 @@ class OpenSubmissions(Claims[SubmittedFile]):
         record_id = claimed.record.id
         async with self._database.transaction() as session:
             await session.execute(delete(SubmittedFile).where(SubmittedFile.record_id == record_id))
-            if await session.get(Transcription, record_id) is None:
+            is_standing = await session.scalar(standing(record_id)) is not None
+            if is_standing and await session.get(Transcription, record_id) is None:
                 await session.execute(_reopening(record_id))
                 session.add(task)
 
+    @once_more
     async def adopt(self, claimed: ClaimedFile, task: Transcription) -> bool:
         """Put a task that was found in the place of a lost submission. False if it is of another record, or too late.
 
@@ -79,6 +82,7 @@ class OpenSubmissions(Claims[SubmittedFile]):
         async with self._database.snapshot() as session:
             return (await session.execute(others.limit(1))).first() is not None
 
+    @once_more
     async def lose(self, claimed: ClaimedFile) -> None:
         """Write down that the provider's answer is lost."""
         losing = update(SubmittedFile).where(claimed.is_mine).values(checked_at=datetime.now(UTC))

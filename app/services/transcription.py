@@ -187,7 +187,7 @@ class TranscriptionService:
             self._records.running(
                 user_id, "asr", order.model, _describe(order, file_url), price, len(order.channel_ids), name
             ) as record,
-            self._delivery.addressed(credential, order.model, admitted) as address,
+            self._delivery.addressed(credential, order.model, admitted, fetched_later=True) as address,
         ):
             return await self._order(user_id, credential, order, address, record)
 
@@ -286,7 +286,7 @@ class TranscriptionService:
             select(Transcription, Record, Bill)
             .join(Record, Record.id == Transcription.record_id)
             .outerjoin(Bill, Bill.record_id == Record.id)
-            .where(Transcription.user_id == user_id, Transcription.task_id == task_id)
+            .where(Transcription.user_id == user_id, Transcription.task_id == task_id, Record.erased_at.is_(None))
             .order_by(Record.id.desc())
             .limit(1)
         )

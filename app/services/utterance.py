@@ -221,7 +221,7 @@ class Utterance:
             self._is_noted = True
             try:
                 async with self._noting_in_turn:
-                    await self._records.foresee(record, self._sent_characters, self._described)
+                    await self._records.note(record, self._sent_characters, self._described)
             except UNAVAILABLE as error:
                 log.warning("utterance_not_noted", record_id=record.id, error=type(error).__name__)
             await asyncio.sleep(NOTING_SECONDS)

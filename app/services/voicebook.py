@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.catalog import read_voice_id
 from app.completion import run_to_end
 from app.dashscope import Credential, EnrollmentClient, VoiceReport, VoiceStatus
-from app.database import Database
+from app.database import Database, once_more
 from app.errors import AppError, NotReady, UpstreamTimeout, VoiceNotFound
 from app.inflight import InFlight
 from app.models import Enrollment, Voice, VoiceListing, VoiceSample
@@ -111,6 +111,7 @@ class VoiceBook:
         False for a voice that was deleted since then, or since `begun_at`.
         """
 
+        @once_more
         async def write() -> bool:
             async with self._database.transaction() as session:
                 known = await session.get(Voice, (account, report.voice_id), with_for_update=True)
@@ -136,6 +137,7 @@ class VoiceBook:
         """
         now = datetime.now(UTC)
 
+        @once_more
         async def write() -> None:
             gone = update(Voice).where(Voice.voice_id == voice_id, true() if was_ours else Voice.account == account)
             async with self._database.transaction() as session:
@@ -224,12 +226,14 @@ class VoiceBook:
             await asyncio.sleep(OTHERS_ROUND_POLL_SECONDS)
         raise NotReady("音色列表正在刷新，请稍后重试")
 
+    @once_more
     async def _end_turn(self, account: str, token: uuid.UUID, listed_at: datetime | None) -> None:
         mine = update(VoiceListing).where(VoiceListing.account == account, VoiceListing.claimed_by == token)
         values = {"listed_at": listed_at} if listed_at else {}
         async with self._database.transaction() as session:
             await session.execute(mine.values(claimed_by=None, claimed_until=None, **values))
 
+    @once_more
     async def _write_down(self, account: str, listed: list[VoiceReport], started_at: datetime) -> None:
         """Make the book say what the list says, but for what is known better."""
         rows = select(Voice).where(Voice.account == account).order_by(Voice.voice_id).with_for_update()

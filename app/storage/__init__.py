@@ -6,14 +6,14 @@ Every backend raises ObjectNotFound for an absent object and StorageError for ev
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from app.observability import HeldAudio
+from app.metrics import HeldAudio
 from app.settings import Secrets, Settings
-from app.storage.keys import WORK_FOLDER, is_key, is_private
+from app.storage.keys import is_key, is_private, work_key
 from app.storage.links import MediaLinks
 from app.storage.local import LocalStorage
 from app.storage.store import Store
 
-__all__ = ["WORK_FOLDER", "LocalStorage", "Storage", "Store", "create_storage", "is_key", "is_private"]
+__all__ = ["LocalStorage", "Storage", "Store", "create_storage", "is_key", "is_private", "work_key"]
 
 MEGABYTE = 1024 * 1024
 

@@ -36,6 +36,11 @@ def _place(parts: SplitResult) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
+def work_key(record_id: int, number: int) -> str:
+    """Where the samples of a segment lie: the same place for every try, so that none is forgotten."""
+    return f"{WORK_FOLDER}{record_id}-{number}.pcm"
+
+
 def check_key(key: str) -> None:
     """Raise ValueError when the key could not name an object: whoever made it has a bug."""
     if not is_key(key):

@@ -14,10 +14,12 @@ from anyio import to_thread
 
 from app.completion import run_to_end
 from app.errors import ObjectNotFound, StorageError
-from app.observability import HeldAudio
+from app.metrics import HeldAudio
+from app.probes import storage_call
 from app.storage.keys import check_key, is_key
 from app.storage.links import MediaLinks
 from app.storage.room import free_bytes, storage_full
+from app.timing import measure
 
 CHUNK_BYTES = 256 * 1024
 
@@ -37,7 +39,8 @@ class LocalStorage:
         """Store the source; a file's type follows from its extension, so `content_type` is not kept."""
         check_key(key)
         try:
-            await run_to_end(to_thread.run_sync(self._write, key, source))
+            with storage_call("put"):
+                await run_to_end(to_thread.run_sync(self._write, key, source))
         except OSError as error:
             raise _failed("音频保存失败", key, error) from error
 
@@ -91,9 +94,10 @@ class LocalStorage:
     @asynccontextmanager
     async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open a file as a stream of chunks."""
-        path = await to_thread.run_sync(self.path, key)
         try:
-            file = await anyio.open_file(path, "rb")
+            with storage_call("open"):
+                path = await to_thread.run_sync(self.path, key)
+                file = await anyio.open_file(path, "rb")
         except FileNotFoundError:
             raise ObjectNotFound from None
         except OSError as error:
@@ -105,7 +109,8 @@ class LocalStorage:
         """Remove a file; its folder stays."""
         check_key(key)
         try:
-            await to_thread.run_sync(self._remove, key)
+            with storage_call("delete"):
+                await to_thread.run_sync(self._remove, key)
         except OSError as error:
             raise _failed("音频删除失败", key, error) from error
 
@@ -156,7 +161,11 @@ class LocalStorage:
 async def read_chunks(key: str, file: anyio.AsyncFile[bytes]) -> AsyncGenerator[bytes, None]:
     """Read a file of this machine that holds an object. Raises StorageError."""
     try:
-        while chunk := await file.read(CHUNK_BYTES):
+        while True:
+            with measure("storage"):
+                chunk = await file.read(CHUNK_BYTES)
+            if not chunk:
+                return
             yield chunk
     except OSError as error:
         raise _failed("音频读取失败", key, error) from error

@@ -23,7 +23,9 @@ from oss2.exceptions import ClientError, InconsistentError, OssError, RequestErr
 from oss2.utils import is_ip_or_localhost
 
 from app.errors import AppError, ObjectNotFound, StorageError
+from app.probes import storage_call
 from app.storage.keys import check_key, is_key, is_private, key_under
+from app.timing import measure
 
 THREADS = 10  # more gain nothing (measured), and the connection pool is as large
 TIMEOUT_SECONDS = 10.0
@@ -154,6 +156,10 @@ class OssStorage:
 
     async def _call(self, verb: str, key: str, function: Callable[[], Result]) -> Result:
         """Run a call in a thread, with bounded and jittered retries. A cancelled caller leaves the thread behind."""
+        with storage_call(verb):
+            return await self._try(verb, key, function)
+
+    async def _try(self, verb: str, key: str, function: Callable[[], Result]) -> Result:
         attempt = 1
         while True:
             try:
@@ -168,7 +174,11 @@ class OssStorage:
 
     async def _chunks(self, key: str, download: Any) -> AsyncGenerator[bytes, None]:
         try:
-            while chunk := await to_thread.run_sync(download.read, CHUNK_BYTES, limiter=self._threads):
+            while True:
+                with measure("storage"):
+                    chunk = await to_thread.run_sync(download.read, CHUNK_BYTES, limiter=self._threads)
+                if not chunk:
+                    break
                 yield chunk
             if download.server_crc is not None and download.client_crc != download.server_crc:
                 raise InconsistentError("the downloaded bytes do not match their CRC", download.request_id)

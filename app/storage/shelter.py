@@ -19,7 +19,8 @@ from anyio import to_thread
 
 from app.completion import end_by_cancelling, run_to_end
 from app.errors import ObjectNotFound, StorageError, StorageFull
-from app.observability import HeldAudio
+from app.metrics import HELD_AUDIO_PUT_OFF, HeldAudio
+from app.probes import storage_call
 from app.storage.held import HeldFile, HeldFolder
 from app.storage.keys import check_key, is_key
 from app.storage.links import MediaLinks
@@ -68,7 +69,8 @@ class ShelteredStorage:
             except StorageError:
                 may_bypass = False
         try:
-            await run_to_end(to_thread.run_sync(self._folder.write, key, source, content_type))
+            with storage_call("hold"):
+                await run_to_end(to_thread.run_sync(self._folder.write, key, source, content_type))
         except (StorageFull, OSError) as error:
             log.error("not_held", key=key, error=type(error).__name__)  # noqa: TRY400 - the disk is full, no bug
             if not may_bypass:
@@ -76,6 +78,7 @@ class ShelteredStorage:
             await self._bring(key, source, content_type)
         else:
             self._put_off += 1
+            HELD_AUDIO_PUT_OFF.inc()
 
     def require_room(self, size: int = 0) -> None:
         """Refuse new speech while the store is away and the disk would not take it either."""
