@@ -10,9 +10,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,49 +151,51 @@ class Sandbox(Server):
 
     def calls(self, api_key: str | None = None) -> list[dict[str, Any]]:
         """The syntheses that the provider saw, of one key or of all."""
-        calls: list[dict[str, Any]] = httpx.get(f"{self.url}/_sandbox/calls", verify=NO_AUTHORITIES).json()
-        return [call for call in calls if api_key in {None, call["api_key"]}]
+        return self._seen("calls", api_key)
 
     def requests(self, api_key: str | None = None) -> list[dict[str, Any]]:
         """The HTTP requests that the provider saw, of one key or of all; result files are fetched without a key."""
-        requests: list[dict[str, Any]] = httpx.get(f"{self.url}/_sandbox/requests", verify=NO_AUTHORITIES).json()
-        return [request for request in requests if api_key in {None, request["api_key"]}]
+        return self._seen("requests", api_key)
 
     def ledger(self, api_key: str | None = None) -> list[dict[str, Any]]:
         """What the provider has counted, of one key or of all; the oldest first."""
-        asked = {} if api_key is None else {"api_key": api_key}
-        work: list[dict[str, Any]] = httpx.get(
-            f"{self.url}/_sandbox/ledger", params=asked, verify=NO_AUTHORITIES
-        ).json()
-        return work
+        return self._seen("ledger", api_key)
 
     def add_voices(
         self, api_key: str, target_model: str = "cosyvoice-v3-flash", prefix: str = "mine", **fields: Any
     ) -> list[str]:
         """Have voices at the provider that were made elsewhere with the same key; the oldest first."""
         made = {"api_key": api_key, "target_model": target_model, "prefix": prefix, **fields}
-        voice_ids: list[str] = (
-            httpx.post(f"{self.url}/_sandbox/voices", json=made, verify=NO_AUTHORITIES)
-            .raise_for_status()
-            .json()["voice_ids"]
-        )
+        voice_ids: list[str] = self._client.post("voices", json=made).raise_for_status().json()["voice_ids"]
         return voice_ids
 
     def voices(self, api_key: str) -> list[dict[str, Any]]:
         """The voices that the provider has of an account; the oldest first."""
-        voices: list[dict[str, Any]] = httpx.get(
-            f"{self.url}/_sandbox/voices", params={"api_key": api_key}, verify=NO_AUTHORITIES
-        ).json()
-        return voices
+        return self._seen("voices", api_key)
 
     @contextmanager
     def faults(self, **faults: Any) -> Iterator[None]:
         """Let things go wrong inside the block."""
-        httpx.put(f"{self.url}/_sandbox/faults", json=faults, verify=NO_AUTHORITIES).raise_for_status()
+        self._client.put("faults", json=faults).raise_for_status()
         try:
             yield
         finally:
-            httpx.put(f"{self.url}/_sandbox/faults", json={}, verify=NO_AUTHORITIES).raise_for_status()
+            self._client.put("faults", json={}).raise_for_status()
+
+    def close(self) -> None:
+        """Look into it no more."""
+        self._client.close()
+
+    def _seen(self, what: str, api_key: str | None) -> list[dict[str, Any]]:
+        asked = {} if api_key is None else {"api_key": api_key}
+        seen: list[dict[str, Any]] = self._client.get(what, params=asked).raise_for_status().json()
+        return seen
+
+    @cached_property
+    def _client(self) -> httpx.Client:
+        # A connection is given up before the stand-in does so.
+        limits = httpx.Limits(keepalive_expiry=1.0)
+        return httpx.Client(base_url=f"{self.url}/_sandbox/", limits=limits, verify=NO_AUTHORITIES, trust_env=False)
 
 
 @contextmanager
@@ -233,7 +235,7 @@ def run_sandbox(folder: Path, *options: str) -> Iterator[Sandbox]:
     """Run `sandbox` with command line options."""
     port = free_port()
     run = partial(command_line.main, ["sandbox", "--port", str(port), *options])
-    with _run(Sandbox, folder, run, port, "/_sandbox/health", {}) as sandbox:
+    with _run(Sandbox, folder, run, port, "/_sandbox/health", {}) as sandbox, closing(sandbox):
         yield sandbox
 
 
@@ -242,7 +244,7 @@ def run_special_sandbox(folder: Path, **options: Any) -> Iterator[Sandbox]:
     """Run the stand-in with options that have no switch on the command line."""
     port = free_port()
     run = partial(serve_sandbox, SandboxOptions(**options), "127.0.0.1", port)
-    with _run(Sandbox, folder, run, port, "/_sandbox/health", {}) as sandbox:
+    with _run(Sandbox, folder, run, port, "/_sandbox/health", {}) as sandbox, closing(sandbox):
         yield sandbox
 
 

@@ -296,9 +296,12 @@ async def test_who_is_woken_during_a_round_goes_another(desk: Desk, monkeypatch:
             desk.work.wake()
         return found
 
+    async def looked() -> bool:
+        return bool(new)
+
     monkeypatch.setattr(desk.claims, "due", look_too_early)
     async with desk.working():
-        await asyncio.sleep(0.1)
+        await until(looked)
         await until_begun(desk.work, new, 1)
     assert len(new) == 1
 

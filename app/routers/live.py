@@ -12,7 +12,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected
 
 from app.audio import AudioFormat
 from app.completion import end_by_cancelling
-from app.errors import AppError, InvalidRequest, Restarting, Unauthorized
+from app.errors import AppError, InvalidRequest, NotReady, Restarting, Unauthorized
 from app.routers.failures import describe_problems
 from app.routers.fields import Text
 from app.routers.presentation import show_amount
@@ -69,8 +69,12 @@ async def stream_speech(websocket: WebSocket) -> None:
         except _GONE:
             raise
         except Exception as error:
-            log.exception("live_session_broke")
-            await _refuse(websocket, as_told(error))
+            told = as_told(error)
+            if isinstance(told, NotReady):
+                log.warning("live_session_met_outage", error=type(error).__name__)
+            else:
+                log.exception("live_session_broke")
+            await _refuse(websocket, told)
     except (*_GONE, TimeoutError):
         log.info("live_client_gone")
 

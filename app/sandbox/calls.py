@@ -1,4 +1,4 @@
-"""What was asked of the sandbox, for tests to look at: `GET /_sandbox/calls`."""
+"""What was asked of the sandbox, for tests to look at: `GET /_sandbox/calls`, `?api_key=` for one account."""
 
 from __future__ import annotations
 
@@ -122,5 +122,6 @@ class CallLog:
         self._calls.clear()
         self._connections_before_clearing = self._connections
 
-    def as_json(self) -> list[dict[str, object]]:
-        return [call.as_json() for call in self._calls]
+    def as_json(self, api_key: str | None = None) -> list[dict[str, object]]:
+        """All calls, or those of one account."""
+        return [call.as_json() for call in self._calls if api_key in (None, call.api_key)]

@@ -24,7 +24,7 @@ def observation_routes(calls: CallLog, requests: RequestLog, tasks: TaskBook, fa
         if request.method == "DELETE":
             calls.clear()
             return Response(status_code=204)
-        body = orjson.dumps(calls.as_json())
+        body = orjson.dumps(calls.as_json(request.query_params.get("api_key")))
         headers = {"x-sandbox-connections": str(calls.connections_opened)}
         return Response(body, media_type="application/json", headers=headers)
 
@@ -32,7 +32,8 @@ def observation_routes(calls: CallLog, requests: RequestLog, tasks: TaskBook, fa
         if request.method == "DELETE":
             requests.clear()
             return Response(status_code=204)
-        return Response(orjson.dumps(requests.as_json()), media_type="application/json")
+        body = orjson.dumps(requests.as_json(request.query_params.get("api_key")))
+        return Response(body, media_type="application/json")
 
     async def show_ledger(request: Request) -> Response:
         work = read_ledger(calls, requests, tasks, request.query_params.get("api_key"))

@@ -1,4 +1,4 @@
-"""The HTTP requests that the services saw, for tests to look at: `GET /_sandbox/requests`."""
+"""The HTTP requests that the services saw, for tests: `GET /_sandbox/requests`, `?api_key=` for one account."""
 
 from __future__ import annotations
 
@@ -87,8 +87,9 @@ class RequestLog:
     def clear(self) -> None:
         self._requests.clear()
 
-    def as_json(self) -> list[dict[str, object]]:
-        return [asdict(request) for request in self._requests]
+    def as_json(self, api_key: str | None = None) -> list[dict[str, object]]:
+        """All requests, or those of one account."""
+        return [asdict(request) for request in self._requests if api_key in (None, request.api_key)]
 
 
 def _without_audio(value: Any) -> Any:

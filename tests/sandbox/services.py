@@ -162,8 +162,7 @@ class Services:
 
     def requests(self) -> list[Json]:
         """What the sandbox noted of this caller's requests."""
-        entries = ANYBODY.get(f"{self.server.http_url}/_sandbox/requests").json()
-        return [entry for entry in entries if entry["api_key"] == self.key]
+        return list(ANYBODY.get(f"{self.server.http_url}/_sandbox/requests", params={"api_key": self.key}).json())
 
     def ledger(self) -> list[Json]:
         """What the sandbox counts of this caller's work."""
