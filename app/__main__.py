@@ -124,9 +124,9 @@ def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
 
 
 def _port(given: str) -> int:
-    """A port's number. Raises ArgumentTypeError."""
-    if not given.isdecimal() or not 1 <= int(given) <= 65_535:
-        raise argparse.ArgumentTypeError(f"{given} is no port: 1 to 65535")
+    """A port's number, 0 for any that is free. Raises ArgumentTypeError."""
+    if not given.isdecimal() or int(given) > 65_535:
+        raise argparse.ArgumentTypeError(f"{given} is no port: 0 to 65535")
     return int(given)
 
 

@@ -158,6 +158,14 @@ def test_unusable_settings_are_refused_in_one_line(tmp_path: Path, settings: dic
     assert "user:secret" not in refused.stderr
 
 
+@pytest.mark.parametrize("port", ["99999", "-1", "http"])
+def test_what_is_no_port_is_refused_in_words(tmp_path: Path, port: str) -> None:
+    refused = run_app(tmp_path, "worker", f"--port={port}")
+    assert refused.returncode == 2
+    assert f"{port} is no port" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_migrate_refuses_a_database_of_an_unknown_kind(tmp_path: Path) -> None:
     refused = run_app(tmp_path, "migrate", settings={"DATABASE_URL": "nonsense"})
     assert refused.returncode == 2

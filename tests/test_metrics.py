@@ -126,9 +126,12 @@ async def test_failures_and_retries_of_the_provider_are_counted(account: Account
 async def test_a_process_tells_of_its_connections_and_of_its_event_loop(account: Account) -> None:
     await account.synthesize("你好")
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while not (page := await scrape(account)).value("provider_connections", state="idle"):
+        while True:  # it is sampled once a second, and other tests' connections come to rest
+            page = await scrape(account)
+            kept = {state: page.value("provider_connections", state=state) for state in ("idle", "busy")}
+            if kept["idle"] and not kept["busy"]:
+                break
             await asyncio.sleep(0.1)
-    assert page.value("provider_connections", state="busy") == 0
     assert page.value("database_pool_size") > 0
     assert sum(page.value("database_connections", state=state) for state in ("idle", "in_use")) > 0
     assert page.value("event_loop_lag_seconds_count") > 0

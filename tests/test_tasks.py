@@ -371,19 +371,19 @@ async def test_a_claim_is_kept_up_through_a_failing_database(desk: Desk, monkeyp
     claimed = await desk.claim(await desk.submit())
     before = (await desk.task(claimed.record.id)).claimed_until
     failures: list[Exception] = [AWAY, ConnectionRefusedError()]
-    transaction = desk.database.transaction
+    pulse = desk.database.pulse
 
     @asynccontextmanager
     async def stumble() -> AsyncIterator[AsyncSession]:
         if failures:
             raise failures.pop()
-        async with transaction() as session:
+        async with pulse() as session:
             yield session
 
     async def renewed() -> bool:
         return (await desk.task(claimed.record.id)).claimed_until != before
 
-    monkeypatch.setattr(desk.database, "transaction", stumble)
+    monkeypatch.setattr(desk.database, "pulse", stumble)
     async with desk.tasks.kept(claimed):
         await until(renewed)
     assert failures == []
@@ -404,7 +404,7 @@ async def test_a_claim_that_was_lost_is_not_kept_up(desk: Desk, monkeypatch: pyt
 
 async def test_a_keeper_who_does_not_hear_ends_all_the_same(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.jobs.CLAIM_RENEWAL_SECONDS", 0.01)
-    transaction, deaf = desk.database.transaction, 2
+    pulse, deaf = desk.database.pulse, 2
 
     @asynccontextmanager
     async def not_hearing() -> AsyncIterator[AsyncSession]:
@@ -413,11 +413,11 @@ async def test_a_keeper_who_does_not_hear_ends_all_the_same(desk: Desk, monkeypa
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(3600)
             deaf -= 1
-        async with transaction() as session:
+        async with pulse() as session:
             yield session
 
     claimed = await desk.claim(await desk.submit())
-    monkeypatch.setattr(desk.database, "transaction", not_hearing)
+    monkeypatch.setattr(desk.database, "pulse", not_hearing)
     async with asyncio.timeout(10), desk.tasks.kept(claimed):
         await asyncio.sleep(0.1)
     assert deaf == 0
