@@ -38,7 +38,8 @@ SLOTS_TRIED = 4
 class RateLimiter:
     """Limits like `3/second`, each counted apart for the identity given with it.
 
-    When Redis is gone, calls pass: a limit that cannot be counted is no reason to refuse paying users.
+    When Redis is gone, calls pass: a limit that cannot be counted is no reason to refuse paying users. Those limits
+    that keep intruders out hold `always`: then each process counts them alone.
     """
 
     def __init__(self, redis_url: str | None = None) -> None:
@@ -49,18 +50,19 @@ class RateLimiter:
 
             options: dict[str, Any] = {"connection_pool": self._connections}
             storage = RedisStorage(redis_url, wrap_exceptions=True, implementation="redispy", **options)
-        self._refusing = SlidingWindowCounterRateLimiter(storage)
+        self._shared = SlidingWindowCounterRateLimiter(storage)
+        self._alone = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._pace: Pace = SharedPace(self._connections) if self._connections else LocalPace()
         self._unreachable_until = 0.0
         self._lines: WeakValueDictionary[tuple[str, ...], FairTurns] = WeakValueDictionary()
 
-    async def check(self, rate: str, *identity: str) -> None:
+    async def check(self, rate: str, *identity: str, always: bool = False) -> None:
         """Count one call. Raises RateLimited, with the seconds to wait, beyond the rate."""
-        await self._refuse_unless(self._refusing.hit, rate, identity)
+        await self._refuse_unless(SlidingWindowCounterRateLimiter.hit, rate, identity, always)
 
-    async def require(self, rate: str, *identity: str) -> None:
+    async def require(self, rate: str, *identity: str, always: bool = False) -> None:
         """Refuse when the rate is used up, without counting this call. Raises RateLimited."""
-        await self._refuse_unless(self._refusing.test, rate, identity)
+        await self._refuse_unless(SlidingWindowCounterRateLimiter.test, rate, identity, always)
 
     async def wait(self, rate: str, *identity: str, party: str = "") -> None:
         """Wait for a turn within the rate: parties come in turn, and within each who came first is served first.
@@ -94,13 +96,15 @@ class RateLimiter:
             await run_to_end(self._pace.give_back(key, name))
 
     async def _refuse_unless(
-        self, passes: Callable[..., Awaitable[bool]], rate: str, identity: tuple[str, ...]
+        self, passes: Callable[..., Awaitable[bool]], rate: str, identity: tuple[str, ...], always: bool
     ) -> None:
         item = _parse(rate)
         with self._open_when_unreachable():
-            if self._is_reachable() and not await passes(item, *identity):
-                window = await self._refusing.get_window_stats(item, *identity)
-                raise RateLimited(retry_after_seconds=max(1, math.ceil(window.reset_time - time.time())))
+            if self._is_reachable():
+                await _require_pass(self._shared, passes, item, identity)
+                return
+        if always:
+            await _require_pass(self._alone, passes, item, identity)
 
     def _is_reachable(self) -> bool:
         return time.monotonic() >= self._unreachable_until
@@ -117,6 +121,17 @@ class RateLimiter:
         """Close the connections to Redis, if there are any."""
         if self._connections is not None:
             await self._connections.aclose()
+
+
+async def _require_pass(
+    limiter: SlidingWindowCounterRateLimiter,
+    passes: Callable[..., Awaitable[bool]],
+    item: RateLimitItem,
+    identity: tuple[str, ...],
+) -> None:
+    if not await passes(limiter, item, *identity):
+        window = await limiter.get_window_stats(item, *identity)
+        raise RateLimited(retry_after_seconds=max(1, math.ceil(window.reset_time - time.time())))
 
 
 def burst_of(rate: str) -> int:

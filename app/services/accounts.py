@@ -59,7 +59,7 @@ class AccountService:
         if self._settings.registration == "closed":
             raise RegistrationClosed
         if self._settings.registration_limit:
-            await self._limiter.check(self._settings.registration_limit, "register", address)
+            await self._limiter.check(self._settings.registration_limit, "register", address, always=True)
         password_hash = await to_thread.run_sync(hash_password, password, limiter=self._hashing)
         user = User(
             username=username,
@@ -81,16 +81,18 @@ class AccountService:
         Takes the same time whether or not the name exists.
         """
         attempt = ("login", _comparable(username), address)
-        await self._limiter.require(self._settings.login_limit, *attempt)
+        await self._limiter.require(self._settings.login_limit, *attempt, always=True)
         async with self._database.snapshot() as session:
             user = await session.scalar(select(User).where(User.username_key == attempt[1]))
         fits, new_hash = await to_thread.run_sync(
             verify_password, password, user.password_hash if user else None, limiter=self._hashing
         )
         if user is None or not fits or not user.is_active:
-            await self._limiter.check(self._settings.login_limit, *attempt)
+            await self._limiter.check(self._settings.login_limit, *attempt, always=True)
             raise InvalidCredentials
-        await self._limiter.require(self._settings.login_limit, *attempt)  # others may have failed meanwhile
+        await self._limiter.require(
+            self._settings.login_limit, *attempt, always=True
+        )  # others may have failed meanwhile
         if new_hash:
             async with self._database.transaction() as session:
                 await session.execute(update(User).where(User.id == user.id).values(password_hash=new_hash))

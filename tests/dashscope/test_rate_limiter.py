@@ -288,3 +288,18 @@ async def test_calls_pass_while_redis_is_gone(name: str) -> None:
                 await limiter.require("1/day", name)
                 await limiter.wait("1/day", name)
         await limiter.close()
+
+
+async def test_what_keeps_intruders_out_is_counted_while_redis_is_gone(name: str) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        limiter = RateLimiter(f"redis://127.0.0.1:{nobody.getsockname()[1]}")
+        async with asyncio.timeout(5):
+            for _ in range(2):
+                await limiter.require("2/day", name, always=True)
+                await limiter.check("2/day", name, always=True)
+            for refuse in (limiter.require, limiter.check):
+                with pytest.raises(RateLimited):
+                    await refuse("2/day", name, always=True)
+            await limiter.check("2/day", name)
+        await limiter.close()
