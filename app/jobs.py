@@ -231,7 +231,9 @@ class Rounds(ABC, Generic[Row]):
         if room <= 0 or self._in_flight.hurried or self._in_flight.stopping:
             return ROUND_SECONDS
         now = datetime.now(UTC)
-        for number, row in enumerate(await self._rows.due(room + 1, without=self._users_at_their_limit())):
+        limit = room + 1 + len(self._checking)  # some of these are perhaps not claimed yet, and seem free
+        due = await self._rows.due(limit, without=self._users_at_their_limit())
+        for number, row in enumerate(each for each in due if each.record_id not in self._checking):
             if row.due_at > now:
                 return min(ROUND_SECONDS, (row.due_at - now).total_seconds())
             if number < room and row.user_id not in self._users_at_their_limit():

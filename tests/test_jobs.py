@@ -259,6 +259,36 @@ async def test_a_user_with_much_to_do_leaves_room_for_the_others(desk: Desk) -> 
 
 
 @on_sqlite
+async def test_a_row_that_is_about_to_be_claimed_counts_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, hold, rounds = desk.claims.claim, asyncio.Event(), 0
+    due = desk.claims.due
+
+    async def claim_slowly(record_id: int) -> Claimed[LongText] | None:
+        await hold.wait()
+        return await claim(record_id)
+
+    async def count(limit: int, without: Collection[uuid.UUID]) -> list[DueRow]:
+        nonlocal rounds
+        rounds += 1
+        return await due(limit, without)
+
+    async def looked_often() -> bool:
+        desk.work.wake()
+        return rounds > 2 * Work.per_user
+
+    monkeypatch.setattr(desk.claims, "claim", claim_slowly)
+    monkeypatch.setattr(desk.claims, "due", count)
+    first = await desk.open()
+    async with desk.working():
+        await until(looked_often)
+        hold.set()
+        await until_begun(desk.work, [first])
+        second = await desk.open()
+        desk.work.wake()
+        await until_begun(desk.work, [first, second], 1)
+
+
+@on_sqlite
 async def test_who_asks_for_the_same_row_asks_once(desk: Desk) -> None:
     record_id = await desk.open()
     checks = {desk.work.check(record_id) for _ in range(3)}
