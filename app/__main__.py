@@ -1,4 +1,4 @@
-"""Command line: `python -m app demo | serve | worker | sandbox | migrate | doctor`."""
+"""Command line: `python -m app demo | serve | worker | sandbox | migrate | admin | reseal | doctor`."""
 
 import argparse
 import asyncio
@@ -101,6 +101,22 @@ def _parser() -> argparse.ArgumentParser:
         "revision", nargs="?", default="head", help="head (the default), a later revision, -1 for one back, or base"
     )
     migrate.set_defaults(run=_migrate)
+
+    admin = commands.add_parser(
+        "admin",
+        help="make a user an administrator",
+        description="Make a user an administrator; one who does not exist is made, with a password that is asked for.",
+    )
+    admin.add_argument("name", metavar="NAME", help="the user's name")
+    admin.add_argument(
+        "--password-stdin", action="store_true", help="read the user's password, or his new one, from standard input"
+    )
+    admin.set_defaults(run=_admin)
+
+    reseal = commands.add_parser(
+        "reseal", help="seal all API keys by the first of CREDENTIAL_KEYS, so that the others can be taken away"
+    )
+    reseal.set_defaults(run=_reseal)
 
     doctor = commands.add_parser(
         "doctor",
@@ -207,6 +223,18 @@ def _migrate(options: argparse.Namespace) -> int:
 
     asyncio.run(migrate(Settings().database_url, options.revision))
     return 0
+
+
+def _admin(options: argparse.Namespace) -> int:
+    from app.access import appoint_admin
+
+    return asyncio.run(appoint_admin(Settings(), options.name, password_stdin=options.password_stdin))
+
+
+def _reseal(_: argparse.Namespace) -> int:
+    from app.access import reseal
+
+    return asyncio.run(reseal(Settings()))
 
 
 def _doctor(options: argparse.Namespace) -> int:

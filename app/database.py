@@ -138,6 +138,12 @@ def once_more(
     return written
 
 
+async def queue_up(session: AsyncSession, line: int) -> None:
+    """Wait until every other transaction that stands in the same line is over; on SQLite each is alone anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        await session.execute(text("SELECT pg_advisory_xact_lock(:line)"), {"line": line})
+
+
 async def outlast(write: Callable[[], Awaitable[Result]], **facts: object) -> Result:
     """Do what must not be lost: a database that is busy or away is waited for, half a minute long.
 

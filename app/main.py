@@ -10,6 +10,7 @@ from fastapi_offline import FastAPIOffline
 from app.memory import return_large_blocks
 from app.observability import RequestContext, configure_logs
 from app.routers import (
+    admin,
     auth,
     budget,
     estimate,
@@ -77,7 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     hearing = (recognition, transcription, subtitles)
     calls = (history, history_csv, usage, progress)
     audio = (*speaking, *hearing, system_voices, voices, *calls)
-    for routes in (auth, users, budget, *audio, health, pages, media):
+    for routes in (auth, users, budget, *audio, admin, health, pages, media):
         app.include_router(routes.router)
     add_failure_handlers(app)
     describe_errors_as_answered(app)

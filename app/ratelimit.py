@@ -139,6 +139,13 @@ def burst_of(rate: str) -> int:
     return _parse(rate).amount
 
 
+@lru_cache
+def multiply(rate: str, factor: int) -> str:
+    """The rate that lets so many times as many calls through."""
+    item = _parse(rate)
+    return str(type(item)(item.amount * factor, item.multiples))
+
+
 def _redis_connections(redis_url: str) -> "BlockingConnectionPool":
     from redis.asyncio import BlockingConnectionPool
 

@@ -1,10 +1,13 @@
-"""Password hashing, access tokens and the sealing of API keys. Pure: no I/O, no settings."""
+"""Password hashing, tokens and the sealing of API keys. Pure: no I/O, no settings."""
 
 import hashlib
 import hmac
 import os
 import time
 import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -18,7 +21,10 @@ from app.errors import SealBroken, Unauthorized
 
 TOKEN_ALGORITHM = "HS256"
 MAX_TOKEN_CHARS = 2048
+TICKET_SECONDS = 60
+Use = Literal["access", "refresh", "ticket"]
 NONCE_BYTES = 12
+JUDGED_CHARS = 40  # of a password: more make it no easier to guess, and take long to judge
 
 # OWASP's argon2id parameters; pbkdf2 is read only, and replaced at the next login.
 _passwords = CryptContext(
@@ -36,6 +42,16 @@ def hash_password(password: str) -> str:
     return _passwords.hash(password)
 
 
+def count_guesses(password: str, *known: str) -> int:
+    """How many guesses somebody needs who tries common passwords and patterns first; `known` is what he knows anyway.
+
+    Takes up to 0.1 s: call it in a thread. Loading the list of passwords costs 14 MB, once.
+    """
+    from zxcvbn import zxcvbn  # here, so that who registers nobody does not pay for it
+
+    return int(zxcvbn(password[:JUDGED_CHARS], user_inputs=[name[:JUDGED_CHARS] for name in known])["guesses"])
+
+
 def verify_password(password: str, password_hash: str | None) -> tuple[bool, str | None]:
     """Say whether the password fits, and give a new hash when the stored one has outdated parameters.
 
@@ -51,34 +67,76 @@ def verify_password(password: str, password_hash: str | None) -> tuple[bool, str
         return False, None
 
 
-class TokenSigner:
-    """Issues and reads login tokens: JWT with a pinned algorithm, `sub`, `iat`, `exp` and `jti`."""
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a token says: whose it is, to which login it belongs, and how often that was refreshed before."""
 
-    def __init__(self, secret: str, ttl_seconds: int) -> None:
-        self._secret = secret
+    user_id: uuid.UUID
+    login_id: uuid.UUID
+    token_id: uuid.UUID
+    expires_at: datetime
+    generation: int
+
+
+class TokenSigner:
+    """Issues and reads what a login consists of: JWTs of a pinned algorithm, each good for one use only.
+
+    The first secret signs. All of them are believed, each by the id in the token's header, so a new secret is put in
+    front and the old one taken away once the tokens that it signed have expired.
+    """
+
+    def __init__(self, secrets: tuple[str, ...], ttl_seconds: int) -> None:
+        self._secrets = {_secret_id(secret): secret for secret in secrets}
+        self._signing = _secret_id(secrets[0])
         self.ttl_seconds = ttl_seconds
 
-    def issue(self, user_id: uuid.UUID) -> str:
-        """Sign a token that says who the user is, for `ttl_seconds`."""
-        now = int(time.time())
-        claims = {"sub": str(user_id), "iat": now, "exp": now + self.ttl_seconds, "jti": uuid.uuid4().hex}
-        return jwt.encode(claims, self._secret, algorithm=TOKEN_ALGORITHM)
+    def issue(self, user_id: uuid.UUID, login_id: uuid.UUID) -> str:
+        """Sign an access token that says who the user is, for `ttl_seconds`."""
+        return self._sign("access", user_id, login_id, self.ttl_seconds)
 
-    def read(self, token: str) -> uuid.UUID:
-        """Give the user id of a valid token. Raises Unauthorized for every other input, however odd."""
+    def issue_ticket(self, user_id: uuid.UUID, login_id: uuid.UUID) -> str:
+        """Sign what stands in for an access token in a URL: for `TICKET_SECONDS`, and for one time."""
+        return self._sign("ticket", user_id, login_id, TICKET_SECONDS)
+
+    def issue_refresh(self, user_id: uuid.UUID, login_id: uuid.UUID, generation: int, ttl_seconds: int) -> str:
+        """Sign what new tokens of a login are had for."""
+        return self._sign("refresh", user_id, login_id, ttl_seconds, gen=generation)
+
+    def read(self, token: str, use: Use = "access") -> Claims:
+        """Give what a valid token for that use says. Raises Unauthorized for every other input, however odd."""
         if len(token) > MAX_TOKEN_CHARS:
             raise Unauthorized
         try:
             claims = jwt.decode(
                 token,
-                self._secret,
+                self._secrets[jwt.get_unverified_header(token)["kid"]],
                 algorithms=[TOKEN_ALGORITHM],
                 options={f"require_{claim}": True for claim in ("exp", "iat", "sub", "jti")},
             )
-            return uuid.UUID(claims["sub"])
+            if claims["use"] != use:
+                raise Unauthorized
+            return Claims(
+                uuid.UUID(claims["sub"]),
+                uuid.UUID(claims["sid"]),
+                uuid.UUID(claims["jti"]),
+                datetime.fromtimestamp(claims["exp"], UTC),
+                claims.get("gen", 0),
+            )
         # python-jose lets odd headers and claims escape as these (LIBRARIES trap 6).
-        except (JWTError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        except (JWTError, ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError) as error:
             raise Unauthorized from error
+
+    def _sign(self, use: Use, user_id: uuid.UUID, login_id: uuid.UUID, ttl_seconds: int, **more: int) -> str:
+        now = int(time.time())
+        claims = {"use": use, "sub": str(user_id), "sid": login_id.hex, "jti": uuid.uuid4().hex, **more}
+        claims |= {"iat": now, "exp": now + ttl_seconds}
+        return jwt.encode(
+            claims, self._secrets[self._signing], algorithm=TOKEN_ALGORITHM, headers={"kid": self._signing}
+        )
+
+
+def _secret_id(secret: str) -> str:
+    return hashlib.sha256(b"token key id " + secret.encode()).hexdigest()[:8]
 
 
 class KeySealer:

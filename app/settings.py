@@ -1,6 +1,7 @@
 """Settings from the environment or `.env`. Built by whoever starts the application, never at import."""
 
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # 32 characters of a random token carry more entropy than HMAC-SHA-256 or AES-256 can use.
 MIN_SECRET_CHARS = 32
+MIN_DIFFERENT_CHARS = 10
+_PLACEHOLDER = re.compile(
+    r"change[-_ ]?(me|this|it)|replace[-_ ]?(me|this)|your[-_ ]|example|default|placeholder", re.I
+)
 _ONE_PROCESS = "several WORKERS, or a worker apart, need PostgreSQL in DATABASE_URL, not SQLite"
 
 
@@ -33,8 +38,11 @@ class Settings(BaseSettings):
 
     jwt_secret: SecretStr | None = None
     credential_keys: SecretStr | None = None
-    token_ttl_seconds: int = Field(default=24 * 3600, ge=60)
-    registration: Literal["open", "closed"] = "open"
+    token_ttl_seconds: int = Field(default=24 * 3600, ge=60, le=366 * 24 * 3600)
+    refresh_ttl_seconds: int = Field(default=30 * 24 * 3600, ge=60, le=366 * 24 * 3600)
+    refresh_overlap_seconds: int = Field(default=0, ge=0, le=300)
+    login_tokens_in_urls: bool | None = None
+    registration: Literal["open", "invite", "closed"] = "open"
     registration_limit: str | None = None
     login_limit: str = "10/minute"
 
@@ -133,6 +141,8 @@ class Settings(BaseSettings):
             self.storage = "oss" if self.oss_bucket else "local"
         if self.registration_limit is None and self.environment == "production":
             self.registration_limit = "20/hour"
+        if self.login_tokens_in_urls is None:
+            self.login_tokens_in_urls = self.environment == "development"
         if self.storage == "oss":
             self._require_complete_oss()
         if self.environment == "production":
@@ -148,8 +158,11 @@ class Settings(BaseSettings):
     def _refuse_unsafe_values(self) -> None:
         problems = []
         for name in ("jwt_secret", "credential_keys"):
-            if getattr(self, name) is None:
+            given = getattr(self, name)
+            if given is None:
                 problems.append(f"{name.upper()} must be set: a generated one is lost with the machine")
+            elif any(is_easy_to_guess(secret) for secret in split_secrets(given.get_secret_value())):
+                problems.append(f"{name.upper()} is easy to guess: make one with `openssl rand -base64 48`")
         if "*" in self.allowed_origins:
             problems.append("CORS_ORIGINS must list the frontends, not *")
         if self.uses_sqlite and (self.workers > 1 or not self.background_jobs):
@@ -180,6 +193,11 @@ class Settings(BaseSettings):
         return [origin.strip().rstrip("/") for origin in self.cors_origins.split(",") if origin.strip()]
 
     @property
+    def password_guesses(self) -> int:
+        """How many guesses a new password must withstand: the first hundred are tried within minutes."""
+        return 10_000 if self.environment == "production" else 100
+
+    @property
     def zone(self) -> ZoneInfo:
         """The time zone that clients are shown times in."""
         return ZoneInfo(self.timezone)
@@ -187,9 +205,9 @@ class Settings(BaseSettings):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Secrets:
-    """The key that signs login tokens, and the keys that seal API keys (the first seals, all open)."""
+    """The keys that sign login tokens (the first signs, all are believed), and those that seal API keys (likewise)."""
 
-    jwt_secret: str
+    jwt_secrets: tuple[str, ...]
     credential_keys: tuple[str, ...]
 
 
@@ -198,12 +216,22 @@ def load_secrets(settings: Settings) -> Secrets:
 
     Raises ValueError when a secret is too short to be safe.
     """
-    jwt_secret = _secret(settings.jwt_secret, settings.data_dir / "jwt_secret")
-    credential_keys = _secret(settings.credential_keys, settings.data_dir / "credential_keys")
-    keys = tuple(key.strip() for key in credential_keys.split(",") if key.strip())
-    if not keys or any(len(secret) < MIN_SECRET_CHARS for secret in (jwt_secret, *keys)):
-        raise ValueError(f"JWT_SECRET and each of CREDENTIAL_KEYS need at least {MIN_SECRET_CHARS} characters")
-    return Secrets(jwt_secret, keys)
+    jwt_secrets = split_secrets(_secret(settings.jwt_secret, settings.data_dir / "jwt_secret"))
+    keys = split_secrets(_secret(settings.credential_keys, settings.data_dir / "credential_keys"))
+    if not jwt_secrets or not keys or any(len(secret) < MIN_SECRET_CHARS for secret in (*jwt_secrets, *keys)):
+        raise ValueError(f"each of JWT_SECRET and CREDENTIAL_KEYS needs at least {MIN_SECRET_CHARS} characters")
+    return Secrets(jwt_secrets, keys)
+
+
+def split_secrets(content: str) -> tuple[str, ...]:
+    """The secrets of a comma-separated list, in order."""
+    return tuple(secret.strip() for secret in content.split(",") if secret.strip())
+
+
+def is_easy_to_guess(secret: str) -> bool:
+    """Whether a secret is no random one by its looks: few different characters, a repeated piece, or a placeholder."""
+    is_repeated = secret in (secret + secret)[1:-1]
+    return len(set(secret)) < MIN_DIFFERENT_CHARS or is_repeated or bool(_PLACEHOLDER.search(secret))
 
 
 def _checked_url(value: str, *schemes: str) -> str:

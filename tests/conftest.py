@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.security import TokenSigner, hash_password
+from app.security import hash_password
 from tests.databases import (
     create_database,
     drop_database,
@@ -27,6 +27,7 @@ from tests.databases import (
     run_apart,
     sqlite_schema,
 )
+from tests.logins import let_in
 from tests.servers import NO_AUTHORITIES, Sandbox, Server, run_backend, run_sandbox
 
 PASSWORD = "correct-horse-battery"
@@ -204,7 +205,7 @@ async def create_account() -> AsyncIterator[CreateAccount]:
             user_id = registered.json()["data"]["user_id"]
             token = (await client.post("/api/auth/login", json=login)).json()["data"]["access_token"]
         else:
-            token = TokenSigner((server.data / "jwt_secret").read_text().strip(), 3600).issue(uuid.UUID(user_id))
+            token = let_in(server, uuid.UUID(user_id))
         client.headers["Authorization"] = f"Bearer {token}"
         key = f"sk-test-{uuid.uuid4().hex[:20]}" if api_key == "" else api_key
         if key is not None:

@@ -13,8 +13,10 @@ from jose import jwt
 from app.dashscope import ConnectionPool, Credential, SpeechClient
 from app.database import Database
 from app.ratelimit import RateLimiter
-from app.security import KeySealer, TokenSigner
+from app.security import KeySealer
 from app.services.accounts import AccountService
+from app.services.passwords import Passwords
+from app.services.registration import RegistrationService
 from app.settings import Settings
 from tests.conftest import PASSWORD, Account, CreateAccount
 from tests.databases import rows, sqlite_schema
@@ -203,15 +205,15 @@ async def test_users_of_one_key_share_its_connections_and_are_told_apart(tmp_pat
     file = tmp_path / "app.db"
     file.write_bytes(sqlite_schema())
     database, pool = Database(f"sqlite+aiosqlite:///{file}"), ConnectionPool(handshake_seconds=1)
-    settings, limiter = Settings(_env_file=None, data_dir=tmp_path), RateLimiter()
+    settings, passwords = Settings(_env_file=None, data_dir=tmp_path), Passwords(0)
 
     async def never(credential: Credential, model: str) -> None:
         raise AssertionError
 
-    signer, sealer = TokenSigner("x" * 32, 60), KeySealer(("y" * 32,))
     speech = SpeechClient(pool, never, 1, 1)
-    accounts = AccountService(settings, database, signer, sealer, limiter, pool, speech)
-    users = [await accounts.register(name, PASSWORD, "127.0.0.1") for name in ("ann", "bob")]
+    accounts = AccountService(settings, database, KeySealer(("y" * 32,)), pool, speech)
+    registration = RegistrationService(settings, database, RateLimiter(), passwords)
+    users = [await registration.register(name, PASSWORD, "127.0.0.1") for name in ("ann", "bob")]
     for user in users:
         await accounts.store_api_key(user.id, SHAPED_KEY, "beijing", None, verify=False)
     first, second = [await accounts.credential(user.id) for user in users]

@@ -37,6 +37,8 @@ from app.services import removals as removals_module
 from app.services.accounts import AccountService
 from app.services.calls import OpenRecord, Price
 from app.services.erasure import ErasureLost, ErasureService
+from app.services.logins import LoginService
+from app.services.passwords import Passwords
 from app.services.records import RecordService
 from app.services.removals import AGAIN_AFTER, REMOVED_AT_ONCE, Remover, remove_later
 from app.services.submissions import OpenSubmissions
@@ -45,6 +47,7 @@ from tests.cloning import clone_file, ids
 from tests.conftest import PASSWORD, Account, CreateAccount
 from tests.faults import HASTY, Scene, oss_settings, saying, until
 from tests.hearing import data_of, ended, recognize_file, refusal, submit, tone
+from tests.logins import begin_login
 from tests.narrating import audio_of, begin, narrate, padded
 from tests.servers import Sandbox, Server, run_backend, run_special_sandbox
 from tests.talking import talking
@@ -78,10 +81,11 @@ class Office:
         self.storage = CountingStorage(folder)
         self.in_flight = InFlight()
         self.remover = Remover(self.database, self.storage)
-        settings, limiter, pool = Settings(_env_file=None), RateLimiter(None), ConnectionPool(handshake_seconds=1.0)
+        settings, pool = Settings(_env_file=None), ConnectionPool(handshake_seconds=1.0)
         speech = SpeechClient(pool, lambda *_: asyncio.sleep(0), 1, 1.0)
-        signer = TokenSigner("s" * 43, 60)
-        self.accounts = AccountService(settings, self.database, signer, SEALER, limiter, pool, speech)
+        signer = TokenSigner(("s" * 43,), 60)
+        self.logins = LoginService(settings, self.database, signer, RateLimiter(None), Passwords(0))
+        self.accounts = AccountService(settings, self.database, SEALER, pool, speech)
         self.erasure = ErasureService(self.database, self.accounts, self.remover, self.in_flight)
 
     async def rows(self, *columns: Any) -> list[tuple[Any, ...]]:
@@ -261,11 +265,13 @@ async def test_nothing_is_left_of_who_leaves_and_everything_of_who_stays(office:
 async def test_who_leaves_is_out_at_once_and_his_name_is_free(office: Office) -> None:
     user_id = await create_user(office.database, "xiaoming")
     await create_key(office.database, user_id)
-    token = office.accounts._signer.issue(user_id)
-    assert (await office.accounts.authenticate(token)).id == user_id
+    async with office.database.transaction() as session:
+        session.add(login := begin_login(user_id))
+    token = office.logins._signer.issue(user_id, login.id)
+    assert (await office.logins.authenticate(token)).user.id == user_id
     await office.shut_out(user_id)
     with pytest.raises(Unauthorized):
-        await office.accounts.authenticate(token)
+        await office.logins.authenticate(token)
     with pytest.raises(Unauthorized):
         await office.shut_out(user_id)
     with pytest.raises(Unauthorized):

@@ -40,7 +40,7 @@ TOP_LEVEL = {
 LONGEST_FILE = 400
 DRAWERS = {"utils", "util", "helpers", "helper", "common", "base", "manager", "managers", "misc", "shared"}
 SOURCES = sorted((PROJECT / "app").rglob("*.py"))
-GENERATED_SECRET = "x" * 43
+GENERATED_SECRET = "Zq3vN8rT1kXw6LpY0sHd4JmB7cFgUe2AoViR9tKbQxS"
 
 # oss2 asks for crcmod; crcmod-plus brings the same module as a compiled wheel.
 REPLACED = {"crcmod"}

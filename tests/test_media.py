@@ -162,7 +162,9 @@ def shelter(tmp_path: Path, secret: str | None = None) -> ShelteredStorage:
         access_key_secret="test-key-secret",
         signed_urls=secret is not None,
     )
-    sheltered = ShelteredStorage(store, tmp_path / "held", MediaLinks("http://media.test", secret), 1_000_000)
+    sheltered = ShelteredStorage(
+        store, tmp_path / "held", MediaLinks("http://media.test", (secret,) if secret else ()), 1_000_000
+    )
     for key in (KEY, "audio/work/1-0.pcm", "audio/tts/a.srt"):
         sheltered._folder.write(key, io.BytesIO(CONTENT), "audio/mpeg")
     return sheltered

@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from typing import Any
 
 import pytest
 import time_machine
@@ -10,10 +11,11 @@ from hypothesis import strategies as st
 from jose import jwt
 
 from app.errors import SealBroken, Unauthorized
-from app.security import KeySealer, TokenSigner, hash_password, mask_api_key, verify_password
+from app.security import KeySealer, TokenSigner, Use, hash_password, mask_api_key, verify_password
 
 FIRST, SECOND = "first-sealing-key-" + "1" * 30, "second-sealing-key-" + "2" * 30
-SECRET = "signing-secret-" + "s" * 30
+SECRET, OTHER_SECRET = "signing-secret-" + "s" * 30, "another-secret-" + "t" * 30
+HEADERS = jwt.get_unverified_headers(TokenSigner((SECRET,), 60).issue(uuid.uuid4(), uuid.uuid4()))
 API_KEY = "sk-test-0123456789abcdef"
 
 
@@ -54,31 +56,78 @@ def test_sealing_keys_rotate() -> None:
 
 
 def test_a_token_names_its_user_until_it_expires() -> None:
-    user_id = uuid.uuid4()
-    signer = TokenSigner(SECRET, 60)
-    token = signer.issue(user_id)
-    assert signer.read(token) == user_id
-    assert signer.issue(user_id) != token
+    user_id, login_id = uuid.uuid4(), uuid.uuid4()
+    signer = TokenSigner((SECRET,), 60)
+    token = signer.issue(user_id, login_id)
+    assert (signer.read(token).user_id, signer.read(token).login_id) == (user_id, login_id)
+    assert signer.issue(user_id, login_id) != token
     with time_machine.travel(time.time() + 61), pytest.raises(Unauthorized):
         signer.read(token)
 
 
-@pytest.mark.parametrize("missing", ["sub", "exp", "iat", "jti"])
+def claims_of_a_token() -> dict[str, Any]:
+    """What a good access token says."""
+    return jwt.get_unverified_claims(TokenSigner((SECRET,), 60).issue(uuid.uuid4(), uuid.uuid4()))
+
+
+def forge(claims: dict[str, Any], secret: str = SECRET, algorithm: str = "HS256", **headers: Any) -> str:
+    """A token of somebody who knows how ours look."""
+    return jwt.encode(claims, secret, algorithm=algorithm, headers={**HEADERS, **headers})
+
+
+@pytest.mark.parametrize("missing", ["sub", "exp", "iat", "jti", "sid", "use"])
 def test_a_token_without_a_claim_is_refused(missing: str) -> None:
-    now = int(time.time())
-    claims = {"sub": str(uuid.uuid4()), "iat": now, "exp": now + 60, "jti": "x"}
-    signer = TokenSigner(SECRET, 60)
-    assert str(signer.read(jwt.encode(claims, SECRET, algorithm="HS256"))) == claims["sub"]
+    claims = claims_of_a_token()
+    signer = TokenSigner((SECRET,), 60)
+    assert str(signer.read(forge(claims)).user_id) == claims["sub"]
     del claims[missing]
     with pytest.raises(Unauthorized):
-        signer.read(jwt.encode(claims, SECRET, algorithm="HS256"))
+        signer.read(forge(claims))
+
+
+@pytest.mark.parametrize("kid", [None, 7, "", "x", "00000000", ["x"], {"x": 1}, "../../jwt_secret", "' OR 1=1 --"])
+def test_a_token_of_an_unknown_key_is_refused(kid: Any) -> None:
+    with pytest.raises(Unauthorized):
+        TokenSigner((SECRET,), 60).read(forge(claims_of_a_token(), kid=kid))
+
+
+def test_each_token_is_good_for_its_own_use_only() -> None:
+    user_id, login_id = uuid.uuid4(), uuid.uuid4()
+    signer = TokenSigner((SECRET,), 60)
+    tokens: dict[Use, str] = {
+        "access": signer.issue(user_id, login_id),
+        "refresh": signer.issue_refresh(user_id, login_id, 7, 60),
+        "ticket": signer.issue_ticket(user_id, login_id),
+    }
+    for made_for, token in tokens.items():
+        for use in tokens:
+            if use == made_for:
+                assert signer.read(token, use).login_id == login_id
+            else:
+                with pytest.raises(Unauthorized):
+                    signer.read(token, use)
+    assert signer.read(tokens["refresh"], "refresh").generation == 7
+
+
+def test_signing_keys_rotate() -> None:
+    user_id, login_id = uuid.uuid4(), uuid.uuid4()
+    old = TokenSigner((SECRET,), 60).issue(user_id, login_id)
+    rotated = TokenSigner((OTHER_SECRET, SECRET), 60)
+    assert rotated.read(old).login_id == login_id
+    new = rotated.issue(user_id, login_id)
+    assert TokenSigner((OTHER_SECRET,), 60).read(new).login_id == login_id
+    for signer, token in ((TokenSigner((OTHER_SECRET,), 60), old), (TokenSigner((SECRET,), 60), new)):
+        with pytest.raises(Unauthorized):
+            signer.read(token)
+    # What the former key signed is not believed in the name of the new one.
+    with pytest.raises(Unauthorized):
+        rotated.read(forge(claims_of_a_token(), SECRET, kid=jwt.get_unverified_header(new)["kid"]))
 
 
 def test_other_algorithms_and_secrets_are_refused() -> None:
-    now = int(time.time())
-    claims = {"sub": str(uuid.uuid4()), "iat": now, "exp": now + 60, "jti": "x"}
-    signer = TokenSigner(SECRET, 60)
-    forged = [jwt.encode(claims, SECRET, algorithm="HS384"), jwt.encode(claims, "x" * 40, algorithm="HS256")]
+    claims = claims_of_a_token()
+    signer = TokenSigner((SECRET,), 60)
+    forged = [forge(claims, algorithm="HS384"), forge(claims, "x" * 40)]
     head, body, _ = forged[0].split(".")
     none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0"
     for token in (*forged, f"{none}.{body}.", f"{head}.{body}.", f"{head}..", "..", "[" * 2000, "x" * 100_000):
@@ -89,7 +138,7 @@ def test_other_algorithms_and_secrets_are_refused() -> None:
 @given(st.text(max_size=300))
 def test_any_text_is_refused_as_a_token(token: str) -> None:
     with pytest.raises(Unauthorized):
-        TokenSigner(SECRET, 60).read(token)
+        TokenSigner((SECRET,), 60).read(token)
 
 
 def test_passwords_are_hashed_with_argon2id_and_checked() -> None:

@@ -46,7 +46,7 @@ def collect_secrets(settings: Settings, api_key: str | None) -> list[str]:
         settings.oss_access_key_secret,
     ]
     secrets = [api_key or "", *(secret.get_secret_value() for secret in given if secret)]
-    secrets += [part.strip() for part in secrets[2:] for part in part.split(",")]
+    secrets += [part.strip() for part in secrets[1:] for part in part.split(",")]
     for url in (settings.database_url, settings.redis_url or ""):
         password = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
         secrets += [password, unquote(password), quote(password)]

@@ -12,10 +12,9 @@ from app.doctor.finding import Finding, fail, ok, warn
 from app.errors import SealBroken
 from app.models import ApiKey, GeneratedSecret
 from app.security import KeySealer, fingerprint_secret
-from app.settings import MIN_SECRET_CHARS, Secrets, Settings, load_secrets
+from app.settings import MIN_SECRET_CHARS, Secrets, Settings, is_easy_to_guess, load_secrets, split_secrets
 
 SAMPLED_KEYS = 200
-MIN_DIFFERENT_CHARS = 10
 _MAKE_ONE = "Make one with: openssl rand -base64 48"
 
 
@@ -63,7 +62,7 @@ async def examine_sealed_keys(case: Case, session: AsyncSession) -> list[Finding
         )
         return [fail(check, found, advice)]
     if former:
-        advice = "Keep the former key in CREDENTIAL_KEYS for now: each API key is sealed anew when it is next used."
+        advice = "Run `python -m app reseal` before you take the former key out of CREDENTIAL_KEYS."
         return [warn(check, f"{found}, {former} of them by a former key only", advice)]
     return [ok(check, found)]
 
@@ -84,7 +83,7 @@ async def examine_agreement(case: Case, session: AsyncSession) -> list[Finding]:
         ours = given.get_secret_value() if given else file.read_text() if file.exists() else None
         if ours is None:
             findings.append(fail(check, f"{variable}: another machine made one; this one would make its own", advice))
-        elif fingerprint_secret(",".join(_parts(ours))) != made[name]:
+        elif fingerprint_secret(",".join(split_secrets(ours))) != made[name]:
             if given:
                 found = f"{variable} is not the one that a machine of this database made before it was set"
                 findings.append(warn(check, found, advice))
@@ -99,13 +98,8 @@ def _secrets(settings: Settings) -> tuple[tuple[str, SecretStr | None], ...]:
     return ("jwt_secret", settings.jwt_secret), ("credential_keys", settings.credential_keys)
 
 
-def _parts(content: str) -> list[str]:
-    return [part.strip() for part in content.split(",") if part.strip()]
-
-
 def _examine_secret(name: str, given: SecretStr | None, file: Path) -> list[Finding]:
     findings = []
-    parts_of = _parts if name == "credential_keys" else lambda whole: [whole]
     name = name.upper()
     if given is not None:
         content, origin = given.get_secret_value(), "set"
@@ -120,11 +114,11 @@ def _examine_secret(name: str, given: SecretStr | None, file: Path) -> list[Find
         if mode & 0o077:
             advice = f"Run: chmod 600 {file}"
             findings.append(warn("secrets", f"{file} has mode {mode:04o}: others may read it", advice))
-    parts = parts_of(content)
+    parts = split_secrets(content)
     lengths = ", ".join(str(len(part)) for part in parts)
     if not parts or any(len(part) < MIN_SECRET_CHARS for part in parts):
         advice = f"At least {MIN_SECRET_CHARS} characters are needed. {_MAKE_ONE}"
         return [*findings, fail("secrets", f"{name} is too short ({lengths or 0} characters)", advice)]
-    if any(len(set(part)) < MIN_DIFFERENT_CHARS for part in parts):
-        return [*findings, warn("secrets", f"{name} is easy to guess: it has few different characters", _MAKE_ONE)]
+    if any(is_easy_to_guess(part) for part in parts):
+        return [*findings, warn("secrets", f"{name} is easy to guess: it does not look random", _MAKE_ONE)]
     return [*findings, ok("secrets", f"{name} is {origin}, {lengths} characters")]

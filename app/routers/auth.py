@@ -1,16 +1,16 @@
-"""Registration and login."""
+"""Registration, and logins from the password to the logout."""
 
 import uuid
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Form
+from fastapi import APIRouter, Form, Query
 from pydantic import BaseModel, Field
 
-from app.routers.dependencies import ClientAddress, ServicesDep
+from app.routers.dependencies import ClientAddress, CurrentVisitor, ServicesDep
 from app.routers.envelope import Envelope, error_answers
-from app.routers.fields import Text
-
-MAX_PASSWORD_CHARS = 128
+from app.routers.fields import MAX_PASSWORD_CHARS, NewPassword, Text
+from app.security import MAX_TOKEN_CHARS
+from app.services.logins import Tokens
 
 router = APIRouter(prefix="/api/auth", tags=["账号"])
 
@@ -34,12 +34,13 @@ class Registration(Login):
         pattern=r"^[\w.@-]+$",
         examples=["xiaoming"],
     )
-    password: Text = Field(
-        description="密码：8 到 128 个字符",
-        min_length=8,
-        max_length=MAX_PASSWORD_CHARS,
+    password: NewPassword
+    invite_code: Text | None = Field(
+        default=None,
+        description="邀请码，仅在服务只接受受邀用户（`REGISTRATION=invite`）时需要",
+        max_length=128,
         repr=False,
-        examples=["correct-horse-battery"],
+        examples=["invite-0123456789abcdefghijklmnopqrstuv"],
     )
 
 
@@ -58,28 +59,55 @@ class AccessToken(BaseModel):
     expires_in: int = Field(description="有效时间（秒）", examples=[86400])
 
 
+class LoginTokens(AccessToken):
+    """登录的结果：访问令牌，以及用来换取新令牌的刷新令牌。"""
+
+    refresh_token: str = Field(description="刷新令牌，只能使用一次，用于 `POST /api/auth/refresh`")
+    refresh_expires_in: int = Field(description="刷新令牌的有效时间（秒）", examples=[2592000])
+
+
+class RefreshForm(BaseModel):
+    """要用掉的刷新令牌。"""
+
+    refresh_token: Text = Field(
+        description="最近一次登录或刷新得到的刷新令牌",
+        max_length=MAX_TOKEN_CHARS,
+        repr=False,
+        examples=["登录得到的 refresh_token"],
+    )
+
+
+class Ticket(BaseModel):
+    """一次性凭证：放在 URL 的 `?token=` 中。"""
+
+    ticket: str = Field(description="一次性凭证，只能使用一次")
+    expires_in: int = Field(description="有效时间（秒）", examples=[60])
+
+
 @router.post(
     "/register",
     summary="注册",
-    description="创建一个用户。注册后用同样的用户名与密码登录。",
+    description=(
+        "创建一个用户。注册后用同样的用户名与密码登录。太容易被猜到的密码返回 400 `WEAK_PASSWORD`；"
+        "仅接受受邀用户时需要 `invite_code`，无效时返回 403 `INVALID_INVITE`。"
+    ),
     responses=error_answers(400, 403, 409, 429),
 )
 async def register(services: ServicesDep, address: ClientAddress, form: Registration) -> Envelope[RegisteredUser]:
     """Create a user."""
-    user = await services.accounts.register(form.username, form.password, address)
+    user = await services.registration.register(form.username, form.password, address, form.invite_code)
     return Envelope(data=RegisteredUser(user_id=user.id, username=user.username))
 
 
 @router.post(
     "/login",
     summary="登录",
-    description="用户名与密码换取访问令牌。连续失败过多会被暂时限制（429）。",
+    description="用户名与密码换取访问令牌与刷新令牌。连续失败过多会被暂时限制（429）。",
     responses=error_answers(400, 401, 429),
 )
-async def login(services: ServicesDep, address: ClientAddress, form: Login) -> Envelope[AccessToken]:
-    """Exchange name and password for a token."""
-    token = await services.accounts.login(form.username, form.password, address)
-    return Envelope(data=AccessToken(access_token=token, expires_in=services.accounts.token_ttl_seconds))
+async def login(services: ServicesDep, address: ClientAddress, form: Login) -> Envelope[LoginTokens]:
+    """Exchange name and password for tokens."""
+    return Envelope(data=_shown(await services.logins.login(form.username, form.password, address)))
 
 
 @router.post(
@@ -96,5 +124,59 @@ async def token(
     grant_type: Annotated[Literal["password"] | None, Form(description="固定为 password")] = None,
 ) -> AccessToken:
     """The same as login, spoken in OAuth2."""
-    access_token = await services.accounts.login(username, password, address)
-    return AccessToken(access_token=access_token, expires_in=services.accounts.token_ttl_seconds)
+    tokens = await services.logins.login(username, password, address)
+    return AccessToken(access_token=tokens.access, expires_in=tokens.access_seconds)
+
+
+@router.post(
+    "/refresh",
+    summary="刷新令牌",
+    description=(
+        "用刷新令牌换取新的访问令牌与刷新令牌，无需再次输入密码。每个刷新令牌只能使用一次："
+        "再次使用说明它可能被盗，本次登录的所有令牌会立即失效。多个页面请共用同一次刷新的结果。"
+    ),
+    responses=error_answers(400, 401),
+)
+async def refresh(services: ServicesDep, form: RefreshForm) -> Envelope[LoginTokens]:
+    """Exchange a refresh token for new tokens."""
+    return Envelope(data=_shown(await services.logins.refresh(form.refresh_token)))
+
+
+@router.post(
+    "/logout",
+    summary="退出登录",
+    description="使本次登录的访问令牌、刷新令牌与凭证立即失效；`everywhere=true` 时使该用户的所有登录失效。",
+    responses=error_answers(400, 401),
+)
+async def logout(
+    services: ServicesDep,
+    visitor: CurrentVisitor,
+    everywhere: Annotated[bool, Query(description="是否退出所有设备上的登录")] = False,
+) -> Envelope[None]:
+    """End a login."""
+    await services.logins.logout(visitor, everywhere=everywhere)
+    return Envelope(data=None)
+
+
+@router.post(
+    "/ticket",
+    summary="获取一次性凭证",
+    description=(
+        "浏览器的 WebSocket 与 EventSource 不能带请求头：用此凭证作为 URL 的 `?token=`。"
+        "60 秒内有效，只能使用一次，因此即使出现在日志中也无法再用。"
+    ),
+    responses=error_answers(401),
+)
+async def ticket(services: ServicesDep, visitor: CurrentVisitor) -> Envelope[Ticket]:
+    """Give what may stand in a URL."""
+    secret, seconds = services.logins.ticket(visitor)
+    return Envelope(data=Ticket(ticket=secret, expires_in=seconds))
+
+
+def _shown(tokens: Tokens) -> LoginTokens:
+    return LoginTokens(
+        access_token=tokens.access,
+        expires_in=tokens.access_seconds,
+        refresh_token=tokens.refresh,
+        refresh_expires_in=tokens.refresh_seconds,
+    )

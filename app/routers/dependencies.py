@@ -1,13 +1,17 @@
 """What routes ask for by name: the services, the user who is logged in, the address he comes from."""
 
+from ipaddress import IPv6Network, ip_address
 from typing import Annotated
 
 from fastapi import Depends, Query, Request
 from fastapi.security import OAuth2PasswordBearer
 
-from app.errors import Unauthorized
+from app.errors import AdminOnly, Unauthorized
 from app.models import User
 from app.services import Services
+from app.services.logins import Visitor
+
+CUSTOMER_BITS = 64
 
 _bearer = OAuth2PasswordBearer(tokenUrl="/api/auth/token", auto_error=False, description="用户名与密码登录")
 
@@ -20,27 +24,49 @@ def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 
-async def _current_user(services: ServicesDep, token: Annotated[str | None, Depends(_bearer)]) -> User:
+async def _current_visitor(services: ServicesDep, token: Annotated[str | None, Depends(_bearer)]) -> Visitor:
     if not token:
         raise Unauthorized
-    return await services.accounts.authenticate(token)
+    return await services.logins.authenticate(token)
+
+
+CurrentVisitor = Annotated[Visitor, Depends(_current_visitor)]
+"""The user of a call, and the login that he came by."""
+
+
+def _current_user(visitor: CurrentVisitor) -> User:
+    return visitor.user
 
 
 CurrentUser = Annotated[User, Depends(_current_user)]
 
 
-async def _current_listener(
-    services: ServicesDep,
-    header: Annotated[str | None, Depends(_bearer)],
-    token: Annotated[str | None, Query(description="登录令牌，供不能带请求头的浏览器接口使用")] = None,
-) -> User:
-    user = await _current_user(services, header or token)
-    await services.limiter.check(services.settings.rate_limit, "user", str(user.id))
+def _current_admin(user: CurrentUser) -> User:
+    if not user.is_admin:
+        raise AdminOnly
     return user
 
 
-CurrentListener = Annotated[User, Depends(_current_listener)]
-"""The user behind a call that a browser makes without headers."""
+CurrentAdmin = Annotated[User, Depends(_current_admin)]
+
+
+async def _current_listener(
+    services: ServicesDep,
+    header: Annotated[str | None, Depends(_bearer)],
+    token: Annotated[
+        str | None, Query(description="`POST /api/auth/ticket` 换取的一次性凭证，供不能带请求头的浏览器接口使用")
+    ] = None,
+) -> Visitor:
+    if token and not header:
+        visitor = await services.logins.authenticate_by_url(token)
+    else:
+        visitor = await _current_visitor(services, header)
+    await services.limiter.check(services.settings.rate_limit, "user", str(visitor.user.id))
+    return visitor
+
+
+CurrentListener = Annotated[Visitor, Depends(_current_listener)]
+"""Who is behind a call that a browser makes without headers."""
 
 
 async def limit_rate(services: ServicesDep, user: CurrentUser) -> None:
@@ -49,8 +75,15 @@ async def limit_rate(services: ServicesDep, user: CurrentUser) -> None:
 
 
 def client_address(request: Request) -> str:
-    """The address that the connection comes from."""
-    return request.client.host if request.client else "unknown"
+    """The address that the connection comes from; of IPv6 the network that one customer has to himself."""
+    host = request.client.host if request.client else "unknown"
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if address.version == 4:
+        return str(address)
+    return str(address.ipv4_mapped or IPv6Network((address, CUSTOMER_BITS), strict=False))
 
 
 ClientAddress = Annotated[str, Depends(client_address)]

@@ -3,8 +3,9 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
+MAX_PASSWORD_CHARS = 128
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -19,3 +20,14 @@ def _check_text(value: str) -> str:
 
 Text = Annotated[str, AfterValidator(_check_text)]
 """A string that every database and every provider can take: no control characters, no lone surrogates."""
+
+NewPassword = Annotated[
+    Text,
+    Field(
+        description="密码：8 到 128 个字符，不能太容易被猜到",
+        min_length=8,
+        max_length=MAX_PASSWORD_CHARS,
+        repr=False,
+        examples=["correct-horse-battery"],
+    ),
+]

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -12,6 +13,7 @@ from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected
 
 from app.audio import AudioFormat
 from app.completion import end_by_cancelling
+from app.database import UNAVAILABLE
 from app.errors import AppError, InvalidRequest, NotReady, Restarting, Unauthorized
 from app.routers.failures import describe_problems
 from app.routers.fields import Text
@@ -20,12 +22,14 @@ from app.routers.speech import SpeechFields
 from app.services import Services
 from app.services.calls import as_told
 from app.services.live import LiveSession, Spoken
+from app.services.logins import LoginService, Visitor
 
 log = structlog.get_logger(__name__)
 
 CLIENT_FAULT, SERVER_FAULT, RESTART = 1008, 1011, 1012
 # A client that takes no message for this long is treated like one that hung up.
 STALLED_CLIENT_SECONDS = 60.0
+LOGIN_CHECK_SECONDS = 10.0
 _TOKEN = re.compile(r"(?:bearer\.)?([\w-]+\.[\w-]+\.[\w-]+)", re.ASCII | re.IGNORECASE)
 _GONE = (WebSocketDisconnect, WebSocketDisconnected)
 
@@ -56,12 +60,13 @@ class SayMessage(BaseModel):
 @router.websocket("/api/audio/tts/stream")
 async def stream_speech(websocket: WebSocket) -> None:
     """Speak what a client writes while he writes it."""
-    token, subprotocol = _read_token(websocket)
+    presented = _read_token(websocket)
     try:
-        await websocket.accept(subprotocol)
+        await websocket.accept(presented.subprotocol)
         try:
-            session = await _open(websocket, token)
-            await _converse(websocket, session)
+            visitor = await _identify(websocket, presented)
+            session = await _open(websocket, visitor)
+            await _converse(websocket, session, visitor)
             if websocket.app.state.services.in_flight.hurried:
                 await websocket.close(RESTART)
         except AppError as error:
@@ -79,8 +84,17 @@ async def stream_speech(websocket: WebSocket) -> None:
         log.info("live_client_gone")
 
 
-def _read_token(websocket: WebSocket) -> tuple[str | None, str | None]:
-    """The login token, and the subprotocol to answer with: browsers can send neither headers nor leave one unanswered.
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """What a client shows to be let in, where, and the subprotocol that he is answered with."""
+
+    token: str | None = field(repr=False)
+    subprotocol: str | None
+    is_in_url: bool = False
+
+
+def _read_token(websocket: WebSocket) -> Presented:
+    """Find the token, and the subprotocol to answer with: browsers can send neither headers nor leave one unanswered.
 
     The token is never the answer where the client offers anything else.
     """
@@ -89,30 +103,39 @@ def _read_token(websocket: WebSocket) -> tuple[str | None, str | None]:
     answer = next((each for each in offered if each != among), among)
     scheme, _, header = websocket.headers.get("authorization", "").partition(" ")
     if scheme.casefold() == "bearer" and header.strip():
-        return header.strip(), answer
+        return Presented(header.strip(), answer)
     if token := websocket.query_params.get("token"):
-        return token, answer
+        return Presented(token, answer, is_in_url=True)
     matched = _TOKEN.fullmatch(among or "")
-    return matched and matched[1], answer
+    return Presented(matched and matched[1], answer)
 
 
-async def _open(websocket: WebSocket, token: str | None) -> LiveSession:
+async def _identify(websocket: WebSocket, presented: Presented) -> Visitor:
     services: Services = websocket.app.state.services
-    if not token:
+    if not presented.token:
         raise Unauthorized
-    user = await services.accounts.authenticate(token)
-    await services.limiter.check(services.settings.rate_limit, "user", str(user.id))
+    if presented.is_in_url:
+        return await services.logins.authenticate_by_url(presented.token)
+    return await services.logins.authenticate(presented.token)
+
+
+async def _open(websocket: WebSocket, visitor: Visitor) -> LiveSession:
+    services: Services = websocket.app.state.services
+    await services.limiter.check(services.settings.rate_limit, "user", str(visitor.user.id))
     try:
         asked = LiveParameters.model_validate(dict(websocket.query_params))
     except ValidationError as error:
         raise InvalidRequest(describe_problems(error.errors())) from None
-    return await services.live.open(user.id, asked.parameters)
+    return await services.live.open(visitor.user.id, asked.parameters)
 
 
-async def _converse(websocket: WebSocket, session: LiveSession) -> None:
+async def _converse(websocket: WebSocket, session: LiveSession, visitor: Visitor) -> None:
     """Pass on what both sides say until one of them ends. Raises what ended the session, unless the client left."""
-    running = asyncio.create_task(session.run())
-    reading = asyncio.create_task(_read(websocket, session))
+    tasks = [
+        asyncio.create_task(session.run()),
+        asyncio.create_task(_read(websocket, session)),
+        asyncio.create_task(_watch_login(websocket.app.state.services.logins, session, visitor)),
+    ]
     try:
         async for heard in session.heard():
             async with asyncio.timeout(STALLED_CLIENT_SECONDS):
@@ -124,8 +147,8 @@ async def _converse(websocket: WebSocket, session: LiveSession) -> None:
         log.warning("live_client_stalled")
     finally:
         session.close()
-        await end_by_cancelling(reading)
-        await end_by_cancelling(running)
+        for task in reversed(tasks):
+            await end_by_cancelling(task)
 
 
 async def _read(websocket: WebSocket, session: LiveSession) -> None:
@@ -136,6 +159,20 @@ async def _read(websocket: WebSocket, session: LiveSession) -> None:
         session.leave()
     except AppError as error:
         session.leave(error)
+
+
+async def _watch_login(logins: LoginService, session: LiveSession, visitor: Visitor) -> None:
+    """End a session soon after its user was logged out or shut out; he may have been talking for hours."""
+    while True:
+        await asyncio.sleep(LOGIN_CHECK_SECONDS)
+        try:
+            is_in = await logins.is_in(visitor)
+        except UNAVAILABLE as error:
+            log.warning("login_not_checked", error=type(error).__name__)
+            continue
+        if not is_in:
+            session.leave(Unauthorized())
+            return
 
 
 def _obey(frame: Any, session: LiveSession) -> None:

@@ -34,8 +34,8 @@ class Progress(BaseModel):
     error_message: str | None = Field(default=None, description="失败原因")
 
 
-async def _existing(services: ServicesDep, user: CurrentListener, record_id: RecordId) -> RecordedCall:
-    return await services.history.find(user.id, record_id, whole=False)
+async def _existing(services: ServicesDep, listener: CurrentListener, record_id: RecordId) -> RecordedCall:
+    return await services.history.find(listener.user.id, record_id, whole=False)
 
 
 @router.get(
@@ -43,16 +43,18 @@ async def _existing(services: ServicesDep, user: CurrentListener, record_id: Rec
     summary="合成进度（SSE）",
     description=(
         "以 Server-Sent Events 推送进度：立即一条、每次变化一条 `progress`，结束时一条 `end`，然后关闭。"
-        "浏览器的 EventSource 不能带请求头，可用 `?token=` 传登录令牌。"
+        "浏览器的 EventSource 不能带请求头，可用 `?token=` 传 `POST /api/auth/ticket` 换取的一次性凭证。"
     ),
     response_class=EventSourceResponse,
     responses=error_answers(400, 401, 404, 429),
 )
 async def follow_record(
-    services: ServicesDep, user: CurrentListener, call: Annotated[RecordedCall, Depends(_existing)]
+    services: ServicesDep, listener: CurrentListener, call: Annotated[RecordedCall, Depends(_existing)]
 ) -> AsyncIterator[ServerSentEvent]:
-    """Tell of a record until it has its end."""
-    async for now in services.long_text.follow(user.id, call.record.id):
+    """Tell of a record until it has its end, or whoever listens is logged out."""
+    async for now in services.long_text.follow(listener.user.id, call.record.id):
+        if not await services.logins.is_in(listener):
+            return
         event = "progress" if now.record.status == "running" else "end"
         yield ServerSentEvent(event=event, data=show_progress(now, services).model_dump(exclude_none=True))
 

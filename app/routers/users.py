@@ -8,8 +8,9 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field, field_validator
 
 from app.models import ApiKey
-from app.routers.dependencies import CurrentUser, ServicesDep
+from app.routers.dependencies import ClientAddress, CurrentUser, CurrentVisitor, ServicesDep
 from app.routers.envelope import Envelope, error_answers
+from app.routers.fields import MAX_PASSWORD_CHARS, NewPassword, Text
 from app.routers.presentation import show_time
 
 router = APIRouter(prefix="/api/user", tags=["账号"])
@@ -21,6 +22,7 @@ class Profile(BaseModel):
     user_id: uuid.UUID = Field(description="用户ID")
     username: str = Field(description="用户名", examples=["xiaoming"])
     has_api_key: bool = Field(description="是否已配置百炼 API Key")
+    is_admin: bool = Field(description="是否为管理员")
     created_at: str = Field(description="注册时间", examples=["2025-12-30T10:30:00"])
 
 
@@ -31,6 +33,19 @@ class Farewell(BaseModel):
     pending: bool = Field(
         description="是否仍有数据在后台删除：有调用正在进行，或对象存储、数据库暂时不可用", examples=[False]
     )
+
+
+class PasswordForm(BaseModel):
+    """当前密码与新密码。"""
+
+    current_password: Text = Field(
+        description="当前密码",
+        min_length=1,
+        max_length=MAX_PASSWORD_CHARS,
+        repr=False,
+        examples=["correct-horse-battery"],
+    )
+    new_password: NewPassword
 
 
 class ApiKeyForm(BaseModel):
@@ -72,9 +87,28 @@ async def me(services: ServicesDep, user: CurrentUser) -> Envelope[Profile]:
             user_id=user.id,
             username=user.username,
             has_api_key=await services.accounts.has_api_key(user.id),
+            is_admin=user.is_admin,
             created_at=show_time(user.created_at, services.settings.zone),
         )
     )
+
+
+@router.put(
+    "/password",
+    summary="修改密码",
+    description=(
+        "需要当前密码；成功后其他设备上的登录全部失效，当前登录保持有效。"
+        "当前密码错误返回 400 `WRONG_PASSWORD`，连续失败过多会被暂时限制（429）；"
+        "太容易被猜到的新密码返回 400 `WEAK_PASSWORD`。"
+    ),
+    responses=error_answers(400, 401, 429),
+)
+async def put_password(
+    services: ServicesDep, visitor: CurrentVisitor, address: ClientAddress, form: PasswordForm
+) -> Envelope[None]:
+    """Replace the password."""
+    await services.logins.change_password(visitor, form.current_password, form.new_password, address)
+    return Envelope(data=None)
 
 
 @router.delete(

@@ -25,6 +25,7 @@ from app.inflight import InFlight
 from app.ratelimit import RateLimiter, burst_of
 from app.security import KeySealer, TokenSigner
 from app.services.accounts import AccountService
+from app.services.administration import AdministrationService
 from app.services.admission import SpeechAdmission
 from app.services.archive import SpeechArchive
 from app.services.backlog import BacklogService
@@ -37,12 +38,15 @@ from app.services.erasure import ErasureService
 from app.services.following import VoiceFollower
 from app.services.history import HistoryService
 from app.services.live import LiveService
+from app.services.logins import LoginService
 from app.services.longtext import LongTextService
 from app.services.narration import Tools
 from app.services.narrator import Narrator
+from app.services.passwords import Passwords
 from app.services.preparation import prepare_database
 from app.services.recognition import RecognitionService
 from app.services.records import RecordService
+from app.services.registration import RegistrationService
 from app.services.removals import Remover
 from app.services.repeats import RepeatService
 from app.services.retention import Retention
@@ -77,6 +81,9 @@ class Services:
     storage: Storage
     limiter: RateLimiter
     prices: PriceList
+    logins: LoginService
+    registration: RegistrationService
+    administration: AdministrationService
     accounts: AccountService
     erasure: ErasureService
     history: HistoryService
@@ -129,9 +136,12 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
 
         at_once = min(burst_of(settings.upstream_rate), MAX_SUBMISSIONS_AT_ONCE)
         speech = SpeechClient(pool, wait_for_turn, at_once, settings.upstream_timeout)
-        signer = TokenSigner(secrets.jwt_secret, settings.token_ttl_seconds)
-        sealer = KeySealer(secrets.credential_keys)
-        accounts = AccountService(settings, database, signer, sealer, limiter, pool, speech)
+        passwords = Passwords(settings.password_guesses)
+        signer = TokenSigner(secrets.jwt_secrets, settings.token_ttl_seconds)
+        logins = LoginService(settings, database, signer, limiter, passwords)
+        registration = RegistrationService(settings, database, limiter, passwords)
+        administration = AdministrationService(database, registration, passwords)
+        accounts = AccountService(settings, database, KeySealer(secrets.credential_keys), pool, speech)
         archive = SpeechArchive(settings, storage)
         records = RecordService(database, settings.zone, archive.measure_kept)
         history = HistoryService(database)
@@ -181,6 +191,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             storage=storage,
             limiter=limiter,
             prices=prices,
+            logins=logins,
+            registration=registration,
+            administration=administration,
             accounts=accounts,
             erasure=erasure,
             history=history,

@@ -1,112 +1,40 @@
-"""Who may come in, and whose DashScope key is used: users, logins and sealed API keys."""
+"""Whose DashScope key is used: users' sealed API keys."""
 
-import unicodedata
 import uuid
 from datetime import UTC, datetime
 
 import structlog
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from sqlalchemy import delete, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.catalog import DEFAULT_REGION
 from app.dashscope import HTTP_URLS, WS_URLS, ConnectionPool, Credential, SpeechClient
 from app.database import Database, once_more
-from app.errors import InvalidCredentials, NoApiKey, RegistrationClosed, SealBroken, Unauthorized, UsernameTaken
+from app.errors import NoApiKey, SealBroken, Unauthorized
 from app.models import ApiKey, User
-from app.ratelimit import RateLimiter
-from app.security import KeySealer, TokenSigner, hash_password, mask_api_key, verify_password
+from app.security import KeySealer, mask_api_key
+from app.services.logins import end_logins
+from app.services.resealing import Resealer
 from app.settings import Settings
-from app.timing import note
 
 log = structlog.get_logger(__name__)
 
-# Each hash takes 19 MiB and a core for its time.
-HASHING_THREADS = 2
 OPENED_AT_ONCE = 500
 
 
 class AccountService:
-    """Registration, login and the user's API key."""
+    """Keeps users' API keys, and opens them for calls."""
 
     def __init__(
-        self,
-        settings: Settings,
-        database: Database,
-        signer: TokenSigner,
-        sealer: KeySealer,
-        limiter: RateLimiter,
-        pool: ConnectionPool,
-        speech: SpeechClient,
+        self, settings: Settings, database: Database, sealer: KeySealer, pool: ConnectionPool, speech: SpeechClient
     ) -> None:
         self._settings = settings
         self._database = database
-        self._signer = signer
         self._sealer = sealer
-        self._limiter = limiter
+        self._resealer = Resealer(database, sealer)
         self._pool = pool
         self._speech = speech
-        self._hashing = CapacityLimiter(HASHING_THREADS)
-
-    @property
-    def token_ttl_seconds(self) -> int:
-        """How long a login lasts."""
-        return self._signer.ttl_seconds
-
-    async def register(self, username: str, password: str, address: str) -> User:
-        """Make a user. Raises RegistrationClosed, RateLimited or UsernameTaken."""
-        if self._settings.registration == "closed":
-            raise RegistrationClosed
-        if self._settings.registration_limit:
-            await self._limiter.check(self._settings.registration_limit, "register", address, always=True)
-        password_hash = await to_thread.run_sync(hash_password, password, limiter=self._hashing)
-        user = User(
-            username=username,
-            username_key=_comparable(username),
-            password_hash=password_hash,
-            created_at=datetime.now(UTC),
-        )
-        try:
-            async with self._database.transaction() as session:
-                session.add(user)
-        except IntegrityError as error:
-            raise UsernameTaken from error
-        log.info("user_registered", user_id=str(user.id))
-        return user
-
-    async def login(self, username: str, password: str, address: str) -> str:
-        """Give an access token. Raises InvalidCredentials, or RateLimited after too many failures.
-
-        Takes the same time whether or not the name exists.
-        """
-        attempt = ("login", _comparable(username), address)
-        await self._limiter.require(self._settings.login_limit, *attempt, always=True)
-        async with self._database.snapshot() as session:
-            user = await session.scalar(select(User).where(User.username_key == attempt[1]))
-        fits, new_hash = await to_thread.run_sync(
-            verify_password, password, user.password_hash if user else None, limiter=self._hashing
-        )
-        if user is None or not fits or not user.is_active:
-            await self._limiter.check(self._settings.login_limit, *attempt, always=True)
-            raise InvalidCredentials
-        await self._limiter.require(
-            self._settings.login_limit, *attempt, always=True
-        )  # others may have failed meanwhile
-        if new_hash:
-            async with self._database.transaction() as session:
-                await session.execute(update(User).where(User.id == user.id).values(password_hash=new_hash))
-        return self._signer.issue(user.id)
-
-    async def authenticate(self, token: str) -> User:
-        """The user whom a token names. Raises Unauthorized when it is not valid or the user is gone or inactive."""
-        user_id = self._signer.read(token)
-        async with self._database.snapshot() as session:
-            user = await session.get(User, user_id)
-        if user is None or not user.is_active:
-            raise Unauthorized
-        note(user_id=str(user.id))
-        return user
 
     @once_more
     async def store_api_key(
@@ -175,6 +103,7 @@ class AccountService:
         values = {"is_active": False, "username": "", "username_key": nobody, "password_hash": ""}
         if await session.scalar(leaving.values(**values)) is None:
             raise Unauthorized
+        await end_logins(session, user_id)
         return await session.scalar(delete(ApiKey).where(ApiKey.user_id == user_id).returning(ApiKey))
 
     def disconnect(self, row: ApiKey) -> None:
@@ -212,10 +141,7 @@ class AccountService:
         row = await self.show_api_key(user_id)
         api_key, outdated = self._sealer.open(row.sealed, user_id)
         if outdated:
-            resealed = self._sealer.seal(api_key, user_id)
-            same_key = (ApiKey.user_id == user_id, ApiKey.sealed == row.sealed)
-            async with self._database.transaction() as session:
-                await session.execute(update(ApiKey).where(*same_key).values(sealed=resealed))
+            await self._resealer.renew(row, api_key)
         return self._credential(user_id, api_key, row.region, row.workspace)
 
     def _credential(self, user_id: uuid.UUID, api_key: str, region: str, workspace: str | None) -> Credential:
@@ -240,8 +166,3 @@ async def require_active(session: AsyncSession, user_id: uuid.UUID) -> None:
     present = select(User.is_active).where(User.id == user_id).with_for_update(read=True, key_share=True)
     if not await session.scalar(present):
         raise Unauthorized
-
-
-def _comparable(username: str) -> str:
-    """Names that look the same are the same."""
-    return unicodedata.normalize("NFKC", username).casefold()

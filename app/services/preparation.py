@@ -56,7 +56,7 @@ async def prepare_database(database: Database, settings: Settings, secrets: Secr
 async def _require_same_secrets(database: Database, settings: Settings, secrets: Secrets) -> None:
     """Refuse a secret that this machine made while another machine of the same database made another."""
     made = {
-        "jwt_secret": None if settings.jwt_secret else secrets.jwt_secret,
+        "jwt_secret": None if settings.jwt_secret else ",".join(secrets.jwt_secrets),
         "credential_keys": None if settings.credential_keys else ",".join(secrets.credential_keys),
     }
     for name, secret in made.items():

@@ -83,6 +83,6 @@ def create_storage(settings: Settings, secrets: Secrets) -> Storage:
     return ShelteredStorage(
         oss,
         settings.data_dir / "held",
-        MediaLinks(settings.public_base_url, secrets.jwt_secret if is_signed else None),
+        MediaLinks(settings.public_base_url, secrets.jwt_secrets if is_signed else ()),
         settings.held_audio_max_mb * MEGABYTE,
     )

@@ -14,18 +14,18 @@ _PURPOSE = b"media links"
 class MediaLinks:
     """Makes and recognises addresses under `/media/`."""
 
-    def __init__(self, public_base_url: str, secret: str | None = None) -> None:
-        """With a secret, every address is signed by a key that comes from it."""
+    def __init__(self, public_base_url: str, secrets: tuple[str, ...] = ()) -> None:
+        """With secrets, every address is signed by a key of the first; those of the others are believed too."""
         self._base_url = f"{public_base_url}/media"
-        self._signing_key = b"" if secret is None else hmac.digest(secret.encode(), _PURPOSE, "sha256")
+        self._keys = [hmac.digest(secret.encode(), _PURPOSE, "sha256") for secret in secrets]
 
     def url(self, key: str) -> str:
         """Give the address of an object, for an hour where addresses are signed. Raises ValueError."""
         check_key(key)
-        if not self._signing_key:
+        if not self._keys:
             return f"{self._base_url}/{key}"
         expires = str(int(time.time()) + SIGNED_SECONDS)
-        query = urlencode({"expires": expires, "signature": self._sign(key, expires)})
+        query = urlencode({"expires": expires, "signature": _sign(self._keys[0], key, expires)})
         return f"{self._base_url}/{key}?{query}"
 
     def key_of(self, url: str) -> str | None:
@@ -34,11 +34,12 @@ class MediaLinks:
 
     def admits(self, key: str, query: str) -> bool:
         """Whether an address of this key with this query gives the right to its object."""
-        if not self._signing_key:
+        if not self._keys:
             return True
         given = parse_qs(query)
         expires, signature = given.get("expires", [""])[-1], given.get("signature", [""])[-1]
-        is_ours = hmac.compare_digest(signature.encode(), self._sign(key, expires).encode())
+        ours = [_sign(each, key, expires) for each in self._keys]
+        is_ours = any(hmac.compare_digest(signature.encode(), each.encode()) for each in ours)
         return is_ours and time.time() < int(expires)  # what we signed is a number
 
     def grants(self, url: str) -> bool:
@@ -46,5 +47,6 @@ class MediaLinks:
         key = self.key_of(url)
         return key is not None and self.admits(key, urlsplit(url).query)
 
-    def _sign(self, key: str, expires: str) -> str:
-        return hmac.digest(self._signing_key, f"{key}\n{expires}".encode(), "sha256").hex()
+
+def _sign(signing_key: bytes, key: str, expires: str) -> str:
+    return hmac.digest(signing_key, f"{key}\n{expires}".encode(), "sha256").hex()

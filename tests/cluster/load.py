@@ -109,10 +109,11 @@ class Outcome:
 
 async def create_users(cluster: Cluster, number: int) -> list[User]:
     """Make users who never log in: to hash their passwords would take longer than their calls."""
-    signer = TokenSigner(JWT_SECRET, 3600)
+    signer = TokenSigner((JWT_SECRET,), 3600)
+    logins = {uuid.uuid4(): uuid.uuid4() for _ in range(number)}
     users = [
-        User(user_id, new_api_key(), signer.issue(user_id), place)
-        for place, user_id in enumerate(uuid.uuid4() for _ in range(number))
+        User(user_id, new_api_key(), signer.issue(user_id, login_id), place)
+        for place, (user_id, login_id) in enumerate(logins.items())
     ]
     ids, names = [user.id for user in users], [f"user-{user.number}" for user in users]
     await cluster.rows(
@@ -121,6 +122,13 @@ async def create_users(cluster: Cluster, number: int) -> list[User]:
         ids,
         names,
         datetime.now(UTC),
+    )
+    await cluster.rows(
+        "INSERT INTO logins (id, user_id, generation, created_at, refreshed_at, expires_at)"
+        " SELECT id, user_id, 0, now(), now(), now() + interval '1 day'"
+        " FROM unnest($1::uuid[], $2::uuid[]) AS made (id, user_id)",
+        list(logins.values()),
+        list(logins),
     )
     turn = asyncio.Semaphore(8)
 

@@ -123,7 +123,7 @@ async def test_unusual_keys_are_fine(storage: Store, key: str) -> None:
 
 async def test_settings_choose_the_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # no .env here
-    secrets = Secrets("s" * 32, ("c" * 32,))
+    secrets = Secrets(("s" * 32,), ("c" * 32,))
     local = create_storage(Settings(data_dir=tmp_path, public_base_url="https://voice.example/"), secrets)
     oss = create_storage(
         Settings(

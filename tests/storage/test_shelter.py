@@ -106,7 +106,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def build(
     store: FakeStore | OssStorage, folder: Path, secret: str | None = None, max_bytes: int = 1_000_000
 ) -> Storage:
-    return ShelteredStorage(store, folder, MediaLinks(MEDIA, secret), max_bytes)
+    return ShelteredStorage(store, folder, MediaLinks(MEDIA, (secret,) if secret else ()), max_bytes)
 
 
 @pytest.fixture

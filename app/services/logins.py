@@ -1,0 +1,267 @@
+"""Logins, from the password to the logout, and who it is that a token names.
+
+password ──► login row ──► access token    for each request, as long as the row is there
+                       ──► refresh token   for new tokens of both kinds; one that comes twice ends the login
+                       ──► ticket          in place of an access token in a URL, one time
+"""
+
+import unicodedata
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from sqlalchemy import Select, delete, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.database import Database, once_more
+from app.errors import InvalidCredentials, Unauthorized, WrongPassword
+from app.models import Login, UsedTicket, User
+from app.ratelimit import RateLimiter, multiply
+from app.security import TICKET_SECONDS, Claims, TokenSigner
+from app.services.passwords import Passwords
+from app.settings import Settings
+from app.timing import note
+
+log = structlog.get_logger(__name__)
+
+# The oldest end when a user has more: a script that logs in for every call must not fill the database.
+MAX_LOGINS = 1000
+# One address may fail so many times more often with many names than with one: offices share an address.
+NAMES_PER_ADDRESS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who is logged in, and by which login."""
+
+    user: User
+    login_id: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a login hands out; each is a secret."""
+
+    access: str
+    refresh: str
+    access_seconds: int
+    refresh_seconds: int
+
+
+class LoginService:
+    """Lets users in and out."""
+
+    def __init__(
+        self, settings: Settings, database: Database, signer: TokenSigner, limiter: RateLimiter, passwords: Passwords
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._signer = signer
+        self._limiter = limiter
+        self._passwords = passwords
+        self._refresh_seconds = max(settings.refresh_ttl_seconds, signer.ttl_seconds)
+
+    async def login(self, username: str, password: str, address: str) -> Tokens:
+        """Begin a login. Raises InvalidCredentials, or RateLimited after too many failures.
+
+        Takes the same time whether or not the name exists.
+        """
+        key = comparable(username)
+        async with self._database.snapshot() as session:
+            user = await session.scalar(select(User).where(User.username_key == key))
+        new_hash = await self._prove(user, key, password, address)
+        if user is None or not user.is_active:
+            raise InvalidCredentials
+        login = await self._begin(user, new_hash)
+        log.info("login_begun", user_id=str(user.id), login_id=str(login.id))
+        return self._tokens(login)
+
+    async def authenticate(self, token: str) -> Visitor:
+        """Whose access token this is. Raises Unauthorized when it is not valid, its login over or the user gone."""
+        return await self._admit(self._signer.read(token))
+
+    async def authenticate_by_url(self, token: str) -> Visitor:
+        """Whose ticket this is, which is used up by that; or login token, where those are allowed in URLs.
+
+        Raises Unauthorized.
+        """
+        try:
+            claims = self._signer.read(token, "ticket")
+        except Unauthorized:
+            if not self._settings.login_tokens_in_urls:
+                raise Unauthorized("URL 中的 token 须为 POST /api/auth/ticket 换取的一次性凭证，且尚未使用") from None
+            return await self.authenticate(token)
+        visitor = await self._admit(claims)
+        await self._use_up(claims)
+        return visitor
+
+    async def is_in(self, visitor: Visitor) -> bool:
+        """Whether a login that was good a while ago still is: for connections that stay open."""
+        async with self._database.snapshot() as session:
+            return await session.scalar(_living(visitor.user.id, visitor.login_id)) is not None
+
+    def ticket(self, visitor: Visitor) -> tuple[str, int]:
+        """What stands in for an access token in one URL, and for how many seconds."""
+        return self._signer.issue_ticket(visitor.user.id, visitor.login_id), TICKET_SECONDS
+
+    async def refresh(self, token: str) -> Tokens:
+        """Give new tokens for a refresh token, which is void from then on.
+
+        One that comes a second time was copied: then its login ends, for whoever has it. (Within
+        `REFRESH_OVERLAP_SECONDS` it is taken for a repeat, and answered by the tokens of the same generation.)
+        Raises Unauthorized.
+        """
+        claims = self._signer.read(token, "refresh")
+        login = await self._renew(claims)
+        if login is not None:
+            return self._tokens(login)
+        if await self._end(claims):
+            log.warning("refresh_token_reused", user_id=str(claims.user_id), login_id=str(claims.login_id))
+            raise Unauthorized("刷新令牌已被使用过，为安全起见本次登录已失效，请重新登录")
+        raise Unauthorized
+
+    @once_more
+    async def logout(self, visitor: Visitor, *, everywhere: bool) -> None:
+        """End this login, or all of the user's."""
+        chosen = Login.user_id == visitor.user.id if everywhere else Login.id == visitor.login_id
+        async with self._database.transaction() as session:
+            await session.execute(delete(Login).where(chosen))
+        log.info("login_ended", user_id=str(visitor.user.id), everywhere=everywhere)
+
+    async def change_password(self, visitor: Visitor, present: str, wanted: str, address: str) -> None:
+        """Replace the user's password, and end all of his logins but this one.
+
+        Raises WrongPassword, RateLimited after too many failures, WeakPassword, or Unauthorized if he left meanwhile.
+        """
+        user = visitor.user
+        try:
+            await self._prove(user, user.username_key, present, address)
+        except InvalidCredentials:
+            raise WrongPassword from None
+        await self._passwords.require_strong(wanted, user.username)
+        await self._replace_password(visitor, await self._passwords.hash(wanted))
+        log.info("password_changed", user_id=str(user.id))
+
+    async def _prove(self, user: User | None, username_key: str, password: str, address: str) -> str | None:
+        """See that a password is right; gives a hash to replace an outdated one.
+
+        Raises InvalidCredentials, or RateLimited after too many failures of a name, or of an address.
+        """
+        limit = self._settings.login_limit
+        attempt, address_limit = ("login", username_key, address), multiply(limit, NAMES_PER_ADDRESS)
+        everybody = ("logins", address)
+        await self._limiter.require(limit, *attempt, always=True)
+        await self._limiter.require(address_limit, *everybody, always=True)
+        fits, new_hash = await self._passwords.verify(password, user.password_hash if user else None)
+        if user is None or not fits or not user.is_active:
+            log.info("login_failed", address=address, user_id=str(user.id) if user else None)
+            await self._limiter.check(address_limit, *everybody, always=True)
+            await self._limiter.check(limit, *attempt, always=True)
+            raise InvalidCredentials
+        await self._limiter.require(limit, *attempt, always=True)  # others may have failed meanwhile
+        return new_hash
+
+    @once_more
+    async def _begin(self, user: User, new_hash: str | None) -> Login:
+        """Write a login down. Raises InvalidCredentials if the password was replaced, or the user left, meanwhile."""
+        now = datetime.now(UTC)
+        login = Login(
+            id=uuid.uuid4(),
+            user_id=user.id,
+            generation=0,
+            created_at=now,
+            refreshed_at=now,
+            expires_at=self._end_at(now),
+        )
+        same = select(User).where(User.id == user.id, User.is_active, User.password_hash == user.password_hash)
+        mine = select(Login.id).where(Login.user_id == user.id).order_by(Login.refreshed_at.desc())
+        async with self._database.transaction() as session:
+            present = await session.scalar(same.with_for_update())
+            if present is None:
+                raise InvalidCredentials
+            if new_hash:
+                present.password_hash = new_hash
+            over = or_(Login.expires_at <= now, Login.id.in_(mine.offset(MAX_LOGINS - 1)))
+            await session.execute(delete(Login).where(Login.user_id == user.id, over))
+            session.add(login)
+        return login
+
+    async def _admit(self, claims: Claims) -> Visitor:
+        async with self._database.snapshot() as session:
+            user = await session.scalar(_living(claims.user_id, claims.login_id))
+        if user is None:
+            raise Unauthorized
+        note(user_id=str(user.id))
+        return Visitor(user, claims.login_id)
+
+    async def _use_up(self, claims: Claims) -> None:
+        """Let a ticket be of no use any more. Raises Unauthorized if it is not already."""
+        expired = delete(UsedTicket).where(UsedTicket.expires_at < datetime.now(UTC))
+        try:
+            async with self._database.transaction() as session:
+                session.add(UsedTicket(id=claims.token_id, expires_at=claims.expires_at))
+                await session.flush()
+                await session.execute(expired)
+        except IntegrityError:
+            raise Unauthorized("凭证已被使用过，请重新获取") from None
+
+    @once_more
+    async def _renew(self, claims: Claims) -> Login | None:
+        """Begin the next generation of a login; None for a token that is not of the present one."""
+        now = datetime.now(UTC)
+        overlap = timedelta(seconds=self._settings.refresh_overlap_seconds)
+        mine = Login.id == claims.login_id, Login.expires_at > now
+        present = update(Login).where(*mine, Login.generation == claims.generation)
+        next_one = {"generation": claims.generation + 1, "refreshed_at": now, "expires_at": self._end_at(now)}
+        repeated = Login.generation == claims.generation + 1, Login.refreshed_at > now - overlap
+        async with self._database.transaction() as session:
+            if await session.scalar(_living(claims.user_id, claims.login_id)) is None:
+                return None
+            renewed: Login | None = await session.scalar(present.values(next_one).returning(Login))
+            return renewed or await session.scalar(select(Login).where(*mine, *repeated))
+
+    @once_more
+    async def _end(self, claims: Claims) -> bool:
+        """End a login; says whether it was there."""
+        async with self._database.transaction() as session:
+            gone = delete(Login).where(Login.id == claims.login_id).returning(Login.id)
+            return await session.scalar(gone) is not None
+
+    @once_more
+    async def _replace_password(self, visitor: Visitor, password_hash: str) -> None:
+        same = User.id == visitor.user.id, User.is_active, User.password_hash == visitor.user.password_hash
+        async with self._database.transaction() as session:
+            changed = update(User).where(*same).values(password_hash=password_hash).returning(User.id)
+            if await session.scalar(changed) is None:
+                raise Unauthorized
+            others = delete(Login).where(Login.user_id == visitor.user.id, Login.id != visitor.login_id)
+            await session.execute(others)
+
+    def _end_at(self, now: datetime) -> datetime:
+        return now + timedelta(seconds=self._refresh_seconds)
+
+    def _tokens(self, login: Login) -> Tokens:
+        access = self._signer.issue(login.user_id, login.id)
+        refresh = self._signer.issue_refresh(login.user_id, login.id, login.generation, self._refresh_seconds)
+        return Tokens(access, refresh, self._signer.ttl_seconds, self._refresh_seconds)
+
+
+async def end_logins(session: AsyncSession, user_id: uuid.UUID) -> None:
+    """End all logins of a user, inside a transaction."""
+    await session.execute(delete(Login).where(Login.user_id == user_id))
+
+
+def comparable(username: str) -> str:
+    """Names that look the same are the same."""
+    return unicodedata.normalize("NFKC", username).casefold()
+
+
+def _living(user_id: uuid.UUID, login_id: uuid.UUID) -> Select[User]:
+    """The user of a login, if it is not over."""
+    return (
+        select(User)
+        .join(Login, Login.user_id == User.id)
+        .where(Login.id == login_id, Login.expires_at > datetime.now(UTC), User.id == user_id, User.is_active)
+    )
