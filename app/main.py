@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -34,6 +35,7 @@ from app.routers import (
 from app.routers.body_limit import BodyLimit
 from app.routers.envelope import describe_errors_as_answered
 from app.routers.failures import AnswerUnexpected, add_failure_handlers
+from app.routers.protection import ProtectiveHeaders, TrustedHosts
 from app.services import open_services
 from app.settings import Settings
 from app.stopping import ending_with_parent, hearing_stop
@@ -65,14 +67,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     configure_logs(settings.log_level)
     traces = Traces(settings.otel_exporter_otlp_endpoint, settings.trace_sample_ratio)
     app = FastAPIOffline(
-        title="AI 语音后端",
+        title=pages.TITLE,
         version="0.1",
         description=_DESCRIPTION,
         lifespan=_serving(settings, traces),
         telemetry=traces.telemetry,
-        redoc_url=None,  # see pages
+        docs_url=None,  # see pages
+        redoc_url=None,
         redirect_slashes=False,
-        swagger_ui_parameters={"displayRequestDuration": True},
     )
     speaking = (speech, long_text, estimate, live)
     hearing = (recognition, transcription, subtitles)
@@ -94,6 +96,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         allow_headers=["*"],
         expose_headers=["X-Request-Id", "X-Record-Id", "Retry-After", "Idempotency-Replayed", "Server-Timing"],
     )
+    _protect(app, settings)
     app.add_middleware(RequestContext)
     return app
 
@@ -109,8 +112,15 @@ def create_worker(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router)
     add_failure_handlers(app)
     app.add_middleware(AnswerUnexpected)
+    _protect(app, settings)
     app.add_middleware(RequestContext)
     return app
+
+
+def _protect(app: FastAPI, settings: Settings) -> None:
+    """Put around everything so far what keeps strangers' hosts out and browsers in bounds."""
+    app.add_middleware(TrustedHosts, hosts=settings.trusted_hosts)
+    app.add_middleware(ProtectiveHeaders, is_https=urlsplit(settings.public_base_url).scheme == "https")
 
 
 def _serving(settings: Settings, traces: Traces) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:

@@ -13,6 +13,8 @@ from limits import parse
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app import hosts
+
 # 32 characters of a random token carry more entropy than HMAC-SHA-256 or AES-256 can use.
 MIN_SECRET_CHARS = 32
 MIN_DIFFERENT_CHARS = 10
@@ -71,6 +73,7 @@ class Settings(BaseSettings):
     public_base_url: str = "http://localhost:8000"
     timezone: str = "Asia/Shanghai"
     cors_origins: str | None = None
+    allowed_hosts: str | None = None
     rate_limit: str = "120/minute"
     prices_file: Path | None = None
     drain_seconds: float = Field(default=25.0, ge=0)
@@ -133,6 +136,22 @@ class Settings(BaseSettings):
     def _http_url(cls, value: str | None) -> str | None:
         return value and _checked_url(value, "http", "https")
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _known_origins(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        origins = [given if given == hosts.EVERY else hosts.origin(given) for given in _listed(value)]
+        if hosts.EVERY in origins and len(origins) > 1:
+            raise ValueError("CORS_ORIGINS lists origins, or is * alone")
+        return ",".join(origins)
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _known_hosts(cls, value: str | None) -> str | None:
+        patterns = [] if value is None else [hosts.host_pattern(given) for given in _listed(value)]
+        return ",".join(patterns) or None
+
     @model_validator(mode="after")
     def _derive(self) -> Self:
         if not self.database_url:
@@ -190,7 +209,20 @@ class Settings(BaseSettings):
         """Origins that browsers may call from: all in development, those listed in production."""
         if self.cors_origins is None:
             return ["*"] if self.environment == "development" else []
-        return [origin.strip().rstrip("/") for origin in self.cors_origins.split(",") if origin.strip()]
+        return _listed(self.cors_origins)
+
+    @property
+    def trusted_hosts(self) -> list[str]:
+        """Hosts that requests may be for, `*` for all.
+
+        Unless listed: in production the public address and the loopback's names, once it is an address for the public.
+        """
+        if self.allowed_hosts is not None:
+            return _listed(self.allowed_hosts)
+        public = hosts.host_name(urlsplit(self.public_base_url).hostname or "")
+        if self.environment == "development" or public in hosts.LOOPBACK:
+            return [hosts.EVERY]
+        return [public, *hosts.LOOPBACK]
 
     @property
     def password_guesses(self) -> int:
@@ -232,6 +264,10 @@ def is_easy_to_guess(secret: str) -> bool:
     """Whether a secret is no random one by its looks: few different characters, a repeated piece, or a placeholder."""
     is_repeated = secret in (secret + secret)[1:-1]
     return len(set(secret)) < MIN_DIFFERENT_CHARS or is_repeated or bool(_PLACEHOLDER.search(secret))
+
+
+def _listed(value: str) -> list[str]:
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _checked_url(value: str, *schemes: str) -> str:

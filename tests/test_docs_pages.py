@@ -1,6 +1,7 @@
 """The documentation pages in a real browser that reaches no host but the server itself."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,17 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response, Route, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Locator,
+    Page,
+    Request,
+    Response,
+    Route,
+    expect,
+    sync_playwright,
+)
 
 from tests.servers import Server
 from tests.skipping import skip_without
@@ -25,6 +36,9 @@ FLAGS = [
     "--no-first-run",
 ]
 PATIENCE_MS = 15_000
+# Some violations of a page's policy are told to the page only.
+TELL_VIOLATIONS = """addEventListener('securitypolicyviolation', event =>
+    console.error(`refused ${event.violatedDirective}: ${event.blockedURI} ${event.sample}`))"""
 USERNAME = "reader-of-the-docs"
 PASSWORD = "correct-horse-battery"
 
@@ -87,6 +101,7 @@ def page(browser: Browser, watch: Watch) -> Iterator[Page]:
         context.route("**/*", watch.guard)
         page = context.new_page()
         page.set_default_timeout(PATIENCE_MS)
+        page.add_init_script(TELL_VIOLATIONS)
         page.on("console", watch.hear)
         page.on("pageerror", lambda error: watch.troubles.append(f"exception: {error}"))
         page.on("requestfailed", watch.miss)
@@ -119,6 +134,22 @@ def test_redoc_shows_title_and_operations(backend: Server, page: Page, operation
     for operation in operations:
         heading = page.locator(f"[id$='/operation/{operation['operationId']}']").get_by_role("heading", level=2)
         expect(heading).to_have_text(operation["summary"])
+    page.get_by_placeholder("Search...").fill("estimate")
+    expect(page.get_by_role("search").get_by_role("menuitem").first).to_be_visible()
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_a_page_runs_no_script_that_it_was_not_made_with(backend: Server, page: Page, watch: Watch, path: str) -> None:
+    answer = page.goto(f"{backend.url}{path}")
+    assert answer is not None
+    [scripts] = re.findall(r"script-src ([^;]*)", answer.headers["content-security-policy"])
+    assert all(re.fullmatch(r"'self'|'sha256-[\w+/=]{44}'", each) for each in scripts.split())
+    expect(page.get_by_role("heading", name="AI 语音后端")).to_be_visible()
+    added = """script => document.body.append(Object.assign(document.createElement('script'), {textContent: script}))"""
+    page.evaluate(added, "window.intruder = true")
+    assert page.evaluate("window.intruder") is None
+    assert {trouble.split(":")[0] for trouble in watch.troubles} == {"console error"}
+    watch.troubles.clear()
 
 
 def test_a_first_sentence_is_spoken_and_recognised_on_the_swagger_page(
@@ -149,6 +180,22 @@ def test_a_first_sentence_is_spoken_and_recognised_on_the_swagger_page(
     file = tmp_path / "speech.mp3"
     file.write_bytes(audio.content)
     assert run_example(page, "post", "/api/audio/asr/recognize", upload=file)["text"] == "你好，欢迎使用语音合成服务！"
+
+    assert run_example(page, "get", "/api/user/me")["username"] == USERNAME
+    player = show_media(page, urlsplit(speech["audio_url"]).path.removeprefix("/media/"))
+    page.wait_for_function("audio => audio.duration > 0", arg=player.element_handle())
+
+
+def show_media(page: Page, key: str) -> Locator:
+    """Fetch audio from the page as it stands there; gives the player that the page shows."""
+    operation = page.locator(".opblock-get").filter(has=page.locator("[data-path='/media/{key}']"))
+    operation.locator(".opblock-summary-control").click()
+    operation.get_by_role("button", name="Try it out").click()
+    operation.get_by_placeholder("key").fill(key)
+    operation.get_by_role("button", name="Execute").click()
+    player = operation.locator(".live-responses-table audio")
+    expect(player).to_be_visible()
+    return player
 
 
 def run_example(page: Page, method: str, path: str, *, upload: Path | None = None) -> dict[str, Any]:
