@@ -19,6 +19,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from app.main import LONGEST_CHARACTER_BYTES, MAX_BODY_BYTES
 from app.routers import recognition, voices
+from app.routers.protection import NO_PAGE
 from app.settings import Settings
 from tests.cluster.proxy import OPERATIONS, Proxy, is_installed, run_proxy
 from tests.servers import NO_AUTHORITIES, PROJECT, Server, free_port
@@ -179,6 +180,13 @@ class Backends:
             writer.write(b"6\r\nsecond\r\n0\r\n\r\n")
         writer.close()
 
+    async def logged(self, *paths: str) -> list[dict[str, Any]]:
+        """The last lines of nginx's log, once they are about requests for these paths: it writes after it answers."""
+        async with asyncio.timeout(10):
+            while [line["path"] for line in self.proxy.requests][-len(paths) :] != [*paths]:
+                await asyncio.sleep(0.01)
+        return self.proxy.requests[-len(paths) :]
+
 
 @asynccontextmanager
 async def backends(folder: Path, *, both: bool = True) -> AsyncIterator[Backends]:
@@ -218,7 +226,7 @@ async def test_a_request_has_one_name_everywhere(tmp_path: Path) -> None:
         names = [asked.headers["x-request-id"][0] for asked in running.asked]
         assert names[0] == "mine-1"
         assert re.fullmatch("[0-9a-f]{32}", names[1])
-        logged = [line["request_id"] for line in running.proxy.requests if line["path"] == "/ok"]
+        logged = [line["request_id"] for line in await running.logged("/ok", "/ok")]
     assert logged == names
 
 
@@ -228,6 +236,9 @@ async def test_a_post_that_was_sent_is_never_sent_again(tmp_path: Path) -> None:
         assert len(running.asked) == 1
     assert (answer.status_code, answer.json()["code"], answer.json()["error"]) == (503, 503, "NOT_READY")
     assert answer.json()["data"] is None
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-security-policy"] == NO_PAGE
+    assert answer.headers["cache-control"] == "no-store"
     assert "Idempotency-Key" in answer.json()["message"]
     assert answer.headers["retry-after"] == "5"
     assert answer.headers["x-request-id"]
@@ -264,8 +275,7 @@ async def test_the_log_of_nginx_tells_no_token(tmp_path: Path) -> None:
     async with backends(tmp_path) as running:
         for path in ("/ok", "/drop"):
             await running.client.post(f"{path}?token=abc.def.ghi", headers={"Authorization": "Bearer abc.def.ghi"})
-        paths = [line["path"] for line in running.proxy.requests]
-        assert paths[-2:] == ["/ok", "/drop"]
+        await running.logged("/ok", "/drop")
         assert "abc.def.ghi" not in running.proxy.log
         assert "server: nginx/" not in str((await running.client.get("/ok")).headers).lower()
 

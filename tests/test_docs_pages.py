@@ -1,11 +1,14 @@
-"""The documentation pages in a real browser that reaches no host but the server itself."""
+"""The documentation pages, and audio, in a real browser that reaches no host but the server itself."""
 
 import json
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -184,6 +187,53 @@ def test_a_first_sentence_is_spoken_and_recognised_on_the_swagger_page(
     assert run_example(page, "get", "/api/user/me")["username"] == USERNAME
     player = show_media(page, urlsplit(speech["audio_url"]).path.removeprefix("/media/"))
     page.wait_for_function("audio => audio.duration > 0", arg=player.element_handle())
+
+
+def test_audio_plays_by_itself_and_on_the_pages_of_others(
+    backend: Server, browser: Browser, page: Page, spoken: str
+) -> None:
+    page.goto(spoken)
+    page.wait_for_function("document.querySelector('video').duration > 0")
+
+    with elsewhere(f"<audio src='{spoken}'></audio><audio crossorigin src='{spoken}'></audio>") as url:
+        foreign = browser.new_page()
+        foreign.goto(url)
+        foreign.wait_for_function("[...document.querySelectorAll('audio')].every(audio => audio.duration > 0)")
+        foreign.close()
+
+
+@pytest.fixture
+def spoken(backend: Server) -> str:
+    """The address of some speech."""
+    login = {"username": "listener-of-the-audio", "password": PASSWORD}
+    speech = {"model": "cosyvoice-v3-flash", "voice": "longanyang", "text": "你好。"}
+    with httpx.Client(base_url=f"{backend.url}/api", trust_env=False) as client:
+        client.post("/auth/register", json=login)
+        token = client.post("/auth/login", json=login).json()["data"]["access_token"]
+        client.headers["Authorization"] = f"Bearer {token}"
+        client.put("/user/apikey", json={"api_key": "sk-test-0123456789abcdef"})
+        url: str = client.post("/audio/tts/synthesize", json=speech).json()["data"]["audio_url"]
+    return url
+
+
+@contextmanager
+def elsewhere(content: str) -> Iterator[str]:
+    """Serve a page from another site than the server's; gives its address."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(content.encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        Thread(target=server.serve_forever).start()
+        yield f"http://localhost:{server.server_port}/"
+        server.shutdown()
 
 
 def show_media(page: Page, key: str) -> Locator:

@@ -136,6 +136,61 @@ async def test_answers_of_the_api_are_for_nobody_to_store(account: Account) -> N
         assert (await account.client.get(path)).headers["cache-control"] == "no-store"
 
 
+# ---- Media
+
+
+@pytest.fixture
+async def spoken(account: Account) -> str:
+    """The path of some speech."""
+    said = await account.synthesize("你好。")
+    return httpx.URL(said.json()["data"]["audio_url"]).path
+
+
+async def test_audio_is_for_every_page_to_play_and_none_to_run(account: Account, spoken: str) -> None:
+    answer = await account.client.get(spoken, headers={"Origin": "https://anybody.example", "Range": "bytes=0-9"})
+    policy = answer.headers["content-security-policy"].split("; ")
+    assert (answer.status_code, answer.headers["content-type"]) == (206, "audio/mpeg")
+    assert {"sandbox", "default-src 'none'"} <= set(policy)
+    assert not [rule for rule in policy if "script" in rule]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cross-origin-resource-policy"] == "cross-origin"
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert "content-disposition" not in answer.headers
+
+
+async def test_what_is_no_audio_is_saved_and_not_shown(backend: Server, account: Account) -> None:
+    for name in ("page.html", "image.svg", "bare"):
+        file = backend.data / "media" / "audio" / "tts" / "20250101" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("<script>alert(1)</script>")
+        answer = await account.client.get(f"/media/audio/tts/20250101/{name}")
+        file.unlink()
+        assert answer.headers["content-type"] == "application/octet-stream"
+        assert answer.headers["content-disposition"] == f'attachment; filename="{name}"'
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    ("range_header", "status", "error"),
+    [
+        ("bytes=5-2", 400, "INVALID_REQUEST"),
+        ("bytes", 400, "INVALID_REQUEST"),
+        ("bytes=x-y", 400, "INVALID_REQUEST"),
+        ("seconds=0-1", 400, "INVALID_REQUEST"),
+        ("bytes=999999999-", 416, "RANGE_NOT_SATISFIABLE"),
+    ],
+)
+async def test_a_range_that_makes_no_sense_is_refused_in_the_envelope(
+    account: Account, spoken: str, method: str, range_header: str, status: int, error: str
+) -> None:
+    answer = await account.client.request(method, spoken, headers={"Range": range_header})
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
+    assert method == "HEAD" or (answer.json()["code"], answer.json()["error"]) == (status, error)
+    assert answer.headers["cache-control"] == "no-store"
+    assert ("content-range" in answer.headers) is (status == 416)
+    assert "etag" not in answer.headers
+
+
 # ---- Hosts
 
 

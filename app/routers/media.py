@@ -5,17 +5,28 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive, Scope, Send
 
 from app.audio import CONTENT_TYPES
 from app.errors import ObjectNotFound
 from app.routers.envelope import error_answers
 from app.storage import Storage, is_key, is_private
 
+# Players of any page may play it; a browser that is led here shows a player of its own, and runs nothing.
+PLAYABLE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": (
+        "sandbox; default-src 'none'; media-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
 # A key is never written twice with other content, so a player may keep what it has.
-HEADERS = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+HEADERS = {**PLAYABLE_HEADERS, "Cache-Control": "public, max-age=31536000, immutable"}
 # What is held may not be for everybody who asks a cache later, when the right to it has ended.
 HELD_HEADERS = {**HEADERS, "Cache-Control": "private, max-age=3600"}
-REDIRECT_HEADERS = {"Cache-Control": "no-store"}
+REDIRECT_HEADERS = {**PLAYABLE_HEADERS, "Cache-Control": "no-store"}
 CONTENT_TYPES_BY_SUFFIX = {
     **{f".{format}": content_type for format, content_type in CONTENT_TYPES.items()},
     ".srt": "application/x-subrip; charset=utf-8",
@@ -44,7 +55,7 @@ async def _storage(request: Request) -> Storage:
         206: {"description": "所请求的字节范围"},
         307: {"description": "音频已在 OSS，转到 OSS 地址"},
         416: {"description": "请求的字节范围超出文件大小"},
-        **error_answers(404),
+        **error_answers(400, 404),
     },
     tags=["媒体文件"],
 )
@@ -61,5 +72,35 @@ def media(key: str, request: Request, storage: Annotated[Storage, Depends(_stora
         if not storage.fetchable:
             raise
         return RedirectResponse(storage.url(key), headers=REDIRECT_HEADERS)
-    content_type = CONTENT_TYPES_BY_SUFFIX.get(PurePosixPath(key).suffix, "application/octet-stream")
-    return FileResponse(path, media_type=content_type, headers=HELD_HEADERS if storage.fetchable else HEADERS)
+    name = PurePosixPath(key)
+    content_type = CONTENT_TYPES_BY_SUFFIX.get(name.suffix)
+    return _Playable(
+        path,
+        media_type=content_type or "application/octet-stream",
+        headers=HELD_HEADERS if storage.fetchable else HEADERS,
+        filename=None if content_type else name.name,  # to be saved, not shown
+    )
+
+
+class _Playable(FileResponse):
+    """A file whose bad ranges are refused as everything else is.
+
+    Raises HTTPException where Starlette would answer in plain text.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        refusal: Message | None = None
+
+        async def send_unless_refused(message: Message) -> None:
+            nonlocal refusal
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                refusal = message
+            if refusal is None:
+                await send(message)
+
+        await super().__call__(scope, receive, send_unless_refused)
+        if refusal is not None:
+            told = Headers(raw=refusal["headers"])
+            length = {"Content-Range": told["Content-Range"]} if "Content-Range" in told else {}
+            raise HTTPException(refusal["status"], headers=length)
