@@ -9,13 +9,18 @@ RUN python -m venv /opt/venv \
 
 FROM python:3.11-slim
 
-RUN useradd --user-group --uid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin app \
+# Nothing is installed from here on, by nobody.
+RUN python -m pip uninstall --yes pip setuptools wheel \
+ && rm -r /usr/local/lib/python3.11/ensurepip \
+ && useradd --user-group --uid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin app \
  && install --directory --owner app --group app --mode 0700 /data
 COPY --from=builder /opt/venv /opt/venv
 WORKDIR /app
 COPY alembic.ini ./
 COPY alembic alembic
 COPY app app
+# Compiled here, because nothing can be written there later.
+RUN python -m compileall -q --invalidation-mode unchecked-hash alembic app
 
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
