@@ -1,4 +1,4 @@
-"""What is installed and how it runs: locked, audited, as nobody in particular, on a file system that cannot be written."""
+"""What is installed and how it runs: locked, audited, without rights, on a file system that cannot be written."""
 
 import json
 import os
