@@ -1,6 +1,7 @@
 """The README's curl commands work as printed."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -37,6 +38,24 @@ def test_every_curl_command_works(tmp_path: Path, sandbox: Sandbox) -> None:
     assert duration((tmp_path / "sample.mp3").read_bytes(), "mp3", 22050) > 5
     assert duration((tmp_path / "stream.wav").read_bytes(), "wav", 24000) > 1
     assert "x-record-id: 2" in (tmp_path / "headers.txt").read_text().lower()
+
+
+def test_the_admins_commands_work(tmp_path: Path, sandbox: Sandbox) -> None:
+    block = re.search(r"<!-- admin -->\n```sh\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    with run_backend(tmp_path / "backend", {**sandbox.settings, "DATA_DIR": str(tmp_path / "data")}) as backend:
+        checked = 'curl() { command curl --fail-with-body --show-error "$@"; }\n'
+        script = checked + block[1].replace("http://localhost:8000", backend.url).replace(
+            ".venv/bin/python", sys.executable
+        )
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT), "DATABASE_URL": backend.database_url}
+        command = ["bash", "-euc", script]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "boss is made, as an administrator." in done.stdout
+    assert '"invite_code":"invite-' in done.stdout
+    assert '"is_active":false' in done.stdout
 
 
 async def test_the_live_example_works(tmp_path: Path, backend: Server, account: Account) -> None:

@@ -60,7 +60,7 @@ class NewSecret(BaseModel):
     """重置后的密码，只显示这一次。"""
 
     user_id: uuid.UUID = Field(description="用户ID")
-    password: str = Field(description="新密码，请用户登录后自行修改", examples=["correct-horse-battery"])
+    password: str = Field(description="新密码，请用户登录后自行修改", repr=False, examples=["correct-horse-battery"])
 
 
 class InviteForm(BaseModel):
@@ -87,7 +87,9 @@ class NewInvite(ShownInvite):
     """新建的邀请与邀请码。"""
 
     invite_code: str = Field(
-        description="邀请码，可供一人注册，只显示这一次", examples=["invite-0123456789abcdefghijklmnopqrstuv"]
+        description="邀请码，可供一人注册，只显示这一次",
+        repr=False,
+        examples=["invite-0123456789abcdefghijklmnopqrstuv"],
     )
 
 

@@ -54,7 +54,7 @@ class RegisteredUser(BaseModel):
 class AccessToken(BaseModel):
     """登录令牌：放在请求头 `Authorization: Bearer {access_token}` 中。"""
 
-    access_token: str = Field(description="访问令牌")
+    access_token: str = Field(description="访问令牌", repr=False)
     token_type: Literal["bearer"] = Field(default="bearer", description="令牌类型")
     expires_in: int = Field(description="有效时间（秒）", examples=[86400])
 
@@ -62,7 +62,7 @@ class AccessToken(BaseModel):
 class LoginTokens(AccessToken):
     """登录的结果：访问令牌，以及用来换取新令牌的刷新令牌。"""
 
-    refresh_token: str = Field(description="刷新令牌，只能使用一次，用于 `POST /api/auth/refresh`")
+    refresh_token: str = Field(description="刷新令牌，只能使用一次，用于 `POST /api/auth/refresh`", repr=False)
     refresh_expires_in: int = Field(description="刷新令牌的有效时间（秒）", examples=[2592000])
 
 
@@ -80,7 +80,7 @@ class RefreshForm(BaseModel):
 class Ticket(BaseModel):
     """一次性凭证：放在 URL 的 `?token=` 中。"""
 
-    ticket: str = Field(description="一次性凭证，只能使用一次")
+    ticket: str = Field(description="一次性凭证，只能使用一次", repr=False)
     expires_in: int = Field(description="有效时间（秒）", examples=[60])
 
 

@@ -40,7 +40,7 @@ class Visitor:
     login_id: uuid.UUID
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Tokens:
     """What a login hands out; each is a secret."""
 

@@ -27,7 +27,7 @@ CODE_BYTES = 24
 FIRST_USER_LINE = 7_215_044_092
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Invitation:
     """An invite with its code, which is not known to us any more once this is gone."""
 
