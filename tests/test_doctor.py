@@ -244,11 +244,14 @@ async def test_keys_that_do_not_open_and_work_that_nobody_does_are_told(
 
     findings = await examine(settings)
     assert levels(findings, "sealed keys") == ["ok"]
+    assert "none of 1 users" in told(findings, "admins", "ok")
     assert "1 long texts" in told(findings, "jobs", "fail")
     assert "1 records" in told(findings, "jobs", "warn")
     assert "JWT_SECRET is not the one" in told(findings, "agreement", "warn")
-    other = settings.model_copy(update={"credential_keys": settings.jwt_secret})
-    assert "0 of 1" in told(await examine(other), "sealed keys", "fail")
+    other = settings.model_copy(update={"credential_keys": settings.jwt_secret, "registration": "invite"})
+    findings = await examine(other)
+    assert "0 of 1" in told(findings, "sealed keys", "fail")
+    assert "nobody can invite" in told(findings, "admins", "warn")
 
 
 def record(user_id: uuid.UUID, created_at: datetime, **columns: Any) -> Record:

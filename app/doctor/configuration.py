@@ -87,6 +87,11 @@ def _risks(case: Case) -> Iterator[tuple[str, str]]:
             f"PUBLIC_BASE_URL is {settings.public_base_url}: only this machine can play audio from there",
             "Set it to the address that clients reach this backend under.",
         )
+    if settings.environment == "production" and settings.login_tokens_in_urls:
+        yield (
+            "LOGIN_TOKENS_IN_URLS=true: access tokens may stand in URLs, and so in the logs of proxies",
+            "Have frontends ask POST /api/auth/ticket for what stands in URLs, and unset it.",
+        )
     if case.processes > 1 and not settings.redis_url:
         yield (
             "several processes without REDIS_URL: each counts the rate limits alone",

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from app.dashscope import HttpClient
+from app.doctor.admins import examine_admins
 from app.doctor.backlog import examine_jobs
 from app.doctor.case import Case
 from app.doctor.configuration import examine_machine, examine_settings
@@ -33,7 +34,12 @@ REDIS_SECONDS = 9.0
 STORAGE_SECONDS = 11.0
 PROVIDER_SECONDS = 10.0
 SILENCE_SECONDS = 4.0
-ROW_CHECKS = (("agreement", examine_agreement), ("sealed keys", examine_sealed_keys), ("jobs", examine_jobs))
+ROW_CHECKS = (
+    ("agreement", examine_agreement),
+    ("sealed keys", examine_sealed_keys),
+    ("admins", examine_admins),
+    ("jobs", examine_jobs),
+)
 SCHEMA_CHECKS = ("migrations", *(check for check, _ in ROW_CHECKS))
 
 
