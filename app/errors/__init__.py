@@ -35,9 +35,11 @@ AppError
 ├── Cancelled               409 CANCELLED: the user stopped it while somebody waited for it
 ├── PayloadTooLarge         413 PAYLOAD_TOO_LARGE: a body that is refused unread
 ├── IdleTimeout             408 IDLE_TIMEOUT: a live session in which nothing happens
+├── RequestTimeout          408 REQUEST_TIMEOUT: a request that does not come to its end
 ├── Abandoned               499 ABANDONED: the client left before anything was bought
 ├── RateLimited             429 RATE_LIMITED
 │   └── Throttled               the provider's own limit
+├── HeadTooLarge            431 HEAD_TOO_LARGE: a request line with headers that is refused unread
 ├── SealBroken              500 INTERNAL_ERROR: a stored key cannot be opened
 ├── UpstreamError           502 UPSTREAM_ERROR
 │   ├── ConnectionLost          the connection to the provider broke
@@ -79,6 +81,7 @@ from app.errors.input import (
     AudioTooLarge,
     AudioTooLong,
     Cancelled,
+    HeadTooLarge,
     IdempotencyConflict,
     IdleTimeout,
     InvalidAudio,
@@ -91,6 +94,7 @@ from app.errors.input import (
     ObjectNotFound,
     PayloadTooLarge,
     RecordNotFound,
+    RequestTimeout,
     TaskNotFound,
     TextTooLong,
     VoiceLimitExceeded,
@@ -124,6 +128,7 @@ __all__ = [
     "Cancelled",
     "ConnectionLost",
     "HandshakeTimeout",
+    "HeadTooLarge",
     "IdempotencyConflict",
     "IdleTimeout",
     "InvalidApiKey",
@@ -145,6 +150,7 @@ __all__ = [
     "RateLimited",
     "RecordNotFound",
     "RegistrationClosed",
+    "RequestTimeout",
     "Restarting",
     "SealBroken",
     "StorageError",

@@ -151,6 +151,22 @@ class IdleTimeout(AppError):
     default_message = "长时间没有收到消息，连接已关闭"
 
 
+class RequestTimeout(AppError):
+    """The rest of a request did not come in time."""
+
+    status = 408
+    code = "REQUEST_TIMEOUT"
+    default_message = "请求没有及时发送完，请检查网络后重试"
+
+
+class HeadTooLarge(AppError):
+    """More headers, or a longer request line, than anybody needs."""
+
+    status = 431
+    code = "HEAD_TOO_LARGE"
+    default_message = "请求头过大或过多，请缩短地址、减少请求头后重试"
+
+
 class PayloadTooLarge(AppError):
     """The body is larger than any request of the API."""
 
