@@ -29,6 +29,7 @@ from tests.databases import (
 )
 from tests.logins import let_in
 from tests.servers import NO_AUTHORITIES, Sandbox, Server, run_backend, run_sandbox
+from tests.sweep import Sweep
 
 PASSWORD = "correct-horse-battery"
 _numbers = itertools.count(1)
@@ -59,6 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Give servers databases of that kind, and let workers leave compiled tests for each other."""
     provider.kind = config.getoption("--database")
+    config.pluginmanager.register(Sweep(config, provider))
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 

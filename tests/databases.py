@@ -26,6 +26,10 @@ POSTGRES = "127.0.0.1:5432"
 BUSY_SECONDS = 20.0
 # Of the servers of all workers together, PostgreSQL bears a hundred connections.
 POOL_SIZE = 5
+_LEAVE_ALONE = (
+    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
 
 Row = tuple[Any, ...]
 Result = TypeVar("Result")
@@ -60,11 +64,27 @@ async def create_database(template: str | None = None) -> str:
 
 
 async def drop_database(*names: str) -> None:
-    """Remove PostgreSQL databases, whoever uses them."""
+    """Remove PostgreSQL databases, whoever uses them; what they held is left as text for the sweep."""
+    if provider.dumps is not None:
+        for name in names:
+            _keep(provider.dumps / f"{name}.xml", await _text_of(name))
     server = await asyncpg.connect(f"postgresql://root@{POSTGRES}/postgres", timeout=3)
     for name in names:
         await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await server.close()
+
+
+async def _text_of(name: str) -> str:
+    database = await _connect(postgres_url(name))
+    await database.execute(_LEAVE_ALONE)
+    text: str = await database.fetchval("SELECT schema_to_xml('public', false, false, '')::text")
+    await database.close()
+    return text
+
+
+def _keep(file: Path, text: str) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
 
 
 def run_apart(work: Coroutine[Any, Any, Result]) -> Result:
@@ -76,10 +96,7 @@ def run_apart(work: Coroutine[Any, Any, Result]) -> Result:
 async def empty_database(name: str) -> None:
     """Delete every row of a PostgreSQL database, once nobody is connected to it any more."""
     database = await asyncpg.connect(f"postgresql://root@{POSTGRES}/{name}", timeout=3)
-    await database.execute(
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
+    await database.execute(_LEAVE_ALONE)
     for table in reversed(Table.metadata.sorted_tables):
         await database.execute(str(table.delete()))
     await database.close()
@@ -98,10 +115,14 @@ def sqlite_schema() -> bytes:
 
 
 class Provider:
-    """Gives each folder of data a database of its own, of the kind that `pytest --database` names."""
+    """Gives each folder of data a database of its own, of the kind that `pytest --database` names.
+
+    `dumps` is a folder for the text of PostgreSQL databases that are dropped.
+    """
 
     def __init__(self, kind: str = "sqlite") -> None:
         self.kind = kind
+        self.dumps: Path | None = None
         self._template: str | None = None
         self._names: dict[Path, str] = {}
         self._users: dict[Path, int] = {}

@@ -154,7 +154,7 @@ def contained(tmp_path: Path, sandbox: Sandbox) -> Iterator[tuple[str, int]]:
     system = [Path(name) for name in ("/usr", "/etc", "/dev", "/proc", "/bin", "/sbin", "/lib", "/lib64")]
     python = [Path(sys.base_prefix), Path(sys.prefix)]
     places = [place for place in (*system, *python, PROJECT) if place.exists() and not place.is_symlink()]
-    apart = [place for place in places if not any(other in place.parents for other in places)]
+    apart = [place for place in dict.fromkeys(places) if not any(other in place.parents for other in places)]
     port = free_port()
     environment = {
         "PATH": os.environ["PATH"],
