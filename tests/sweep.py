@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,9 +33,15 @@ PATTERNS = {
 GENERATED = ("jwt_secret", "credential_keys", "demo_password")
 # What may hold a secret of a test: these, their drafts (`.jwt_secret.0123456789abcdef`), and settings of a test.
 HOLDERS = re.compile(rf"(?:{'|'.join(GENERATED)})|\.(?:{'|'.join(GENERATED)})\.[0-9a-f]{{16}}|\.env")
+# Logs, and the text of dropped databases: of many servers.
+SHARED = {".log", ".xml"}
 # Constants of the tests that nothing may write down.
 ASSIGNED = re.compile(rb"^\w*(?:PASSWORD|SECRET|KEY)S?\b", re.MULTILINE)  # to parse all tests takes seconds
 SECRET_NAMES = re.compile(r"(?:.*_)?PASSWORDS?|.*_SECRETS?|(?:.*_)?(?:CREDENTIAL|SEALING|TOKEN)_KEYS?")
+
+
+Sought = tuple[str, re.Pattern[bytes]]
+Generated = dict[Path, list[Sought]]
 
 
 @dataclass(frozen=True, order=True)
@@ -83,28 +90,25 @@ def sweep(base: Path) -> Swept:
     return swept
 
 
-Generated = dict[Path, dict[str, "re.Pattern[bytes]"]]
-
-
 def _generated(base: Path, files: Iterable[Path]) -> Generated:
     """By test, the secrets that the servers of it have made."""
     found: Generated = {}
     for file in files:
-        if file.name in GENERATED and len(content := file.read_bytes().strip()) >= SHORTEST_SECRET:
+        if file.name in GENERATED:
             kind = f"content of {file.relative_to(base)}"
-            found.setdefault(_room(base, file), {})[kind] = re.compile(re.escape(content))
+            secrets = [part for part in file.read_bytes().strip().split(b",") if len(part) >= SHORTEST_SECRET]
+            found.setdefault(_room(base, file), []).extend((kind, re.compile(re.escape(each))) for each in secrets)
     return found
 
 
-def _sought(base: Path, file: Path, generated: Generated) -> Iterator[tuple[str, "re.Pattern[bytes]"]]:
-    """What a file is searched for: the secrets of servers in all that is their test's, and in every log."""
+def _sought(base: Path, file: Path, generated: Generated) -> Iterator[Sought]:
+    """What a file is searched for: the secrets of servers in all that is their test's, and in what tests share."""
     yield from PATTERNS.items()
     if HOLDERS.fullmatch(file.name):
         return
     yield from _constants()
-    rooms = generated.values() if file.suffix == ".log" else [generated.get(_room(base, file), {})]
-    for room in rooms:
-        yield from room.items()
+    rooms = generated.values() if file.suffix in SHARED else [generated.get(_room(base, file), [])]
+    yield from chain.from_iterable(rooms)
 
 
 def _room(base: Path, file: Path) -> Path:
@@ -114,7 +118,7 @@ def _room(base: Path, file: Path) -> Path:
 
 
 @cache
-def _constants() -> tuple[tuple[str, "re.Pattern[bytes]"], ...]:
+def _constants() -> tuple[Sought, ...]:
     """The secrets that stand in the tests themselves, by their names."""
     found: dict[str, str] = {}
     for file in sorted(TESTS.rglob("*.py")):

@@ -91,6 +91,12 @@ def test_what_a_server_made_is_in_its_own_file_only(base: Path, name: str) -> No
     assert one.kind == two.kind == f"content of popen-gw0/backend0/data/{name}"
 
 
+def test_each_of_several_keys_is_one_of_them(base: Path) -> None:
+    put(base, "backend0/data/credential_keys", f"{GENERATED}1,{GENERATED}2")
+    put(base, "dropped/test_0.xml", f"<key>{GENERATED}2</key>")
+    assert [each.file for each in sweep(base).findings] == ["dropped/test_0.xml"]
+
+
 def test_files_that_hold_secrets_of_tests_are_known_by_their_whole_names(base: Path) -> None:
     for name in ("data/jwt_secret", "data/credential_keys", ".env"):
         put(base, name, f"X={PASSWORD}")
