@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from app.columns import BUDGET_DECIMALS
 from app.routers.dependencies import CurrentUser, ServicesDep
@@ -19,6 +19,12 @@ from app.services.budgets import Budget
 MAX_MONTHLY = 100_000_000
 _SMALLEST = Decimal(1).scaleb(-BUDGET_DECIMALS)
 _WRITTEN = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?")
+_DESCRIBED = {
+    "anyOf": [
+        {"type": "number", "minimum": 0, "maximum": MAX_MONTHLY},
+        {"type": "string", "pattern": r"^0{0,11}(100000000(\.0{1,20})?|[0-9]{1,8}(\.[0-9]{1,8}0{0,12})?)$"},
+    ]
+}
 
 
 class _ExactRequest(Request):
@@ -57,7 +63,7 @@ class BudgetForm(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    monthly: Annotated[Decimal, BeforeValidator(_read_amount)] = Field(
+    monthly: Annotated[Decimal, BeforeValidator(_read_amount), WithJsonSchema(_DESCRIBED)] = Field(
         description=f"每月预算（元），字符串或数字，最多 {BUDGET_DECIMALS} 位小数；0 表示不允许任何付费调用",
         examples=["10.00"],
     )

@@ -8,7 +8,9 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import AppError, NotReady, PayloadTooLarge, Unauthorized
@@ -115,13 +117,24 @@ async def _answer_app_error(_: Request, error: Exception) -> JSONResponse:
     return error_response(error)
 
 
-async def _answer_http_error(_: Request, error: Exception) -> JSONResponse:
+async def _answer_http_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
+    headers = dict(error.headers or {})
     code, message = _HTTP_ERRORS.get(error.status_code, ("HTTP_ERROR", "请求无法处理"))
     if error.status_code == PayloadTooLarge.status:
         message = error.detail  # BodyLimit's, which names the limit
-    return _envelope(error.status_code, code, message, dict(error.headers or {}))
+    if error.status_code == 405 and (methods := _methods_at(request)) and request.method not in methods:
+        headers["Allow"] = ", ".join(sorted(methods))  # the router names those of one function only
+    return _envelope(error.status_code, code, message, headers)
+
+
+def _methods_at(request: Request) -> set[str]:
+    """The methods of the first path that fits, of all the functions that share it."""
+    contexts = [each for each in iter_route_contexts(request.app.routes) if each.methods and each.path is not None]
+    path = request.scope["path"]
+    fitting = next((each.path for each in contexts if compile_path(each.path or "")[0].match(path)), None)
+    return {method for each in contexts if each.path == fitting for method in each.methods or ()}
 
 
 async def _answer_validation_error(_: Request, error: Exception) -> JSONResponse:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
 from fastapi import Depends, Query
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 
 from app.errors import InvalidRequest
 from app.routers.dependencies import ServicesDep
@@ -29,7 +29,8 @@ def _read_day(value: object) -> object:
     return day
 
 
-Day = Annotated[date, BeforeValidator(_read_day)]
+_WRITTEN_DAY = {"type": "string", "format": "date", "pattern": r"^(19[7-9]\d|2\d{3})-\d\d-\d\d$"}
+Day = Annotated[date, BeforeValidator(_read_day), WithJsonSchema(_WRITTEN_DAY)]
 FirstDay = Annotated[
     Day | None, Query(alias="from", description="开始日期（含），按服务时区，格式 YYYY-MM-DD", examples=["2026-11-01"])
 ]

@@ -80,12 +80,18 @@ def _body() -> dict[str, Any]:
     file = {"type": "string", "format": "binary", "description": "音频文件"}
     # Swagger fills a field in with its default: one that is empty is not sent on.
     left_out: dict[str, Any] = {"type": "string", "default": ""}
+    languages = fields["language"]["anyOf"][0]["enum"]
+    context = fields["context"]["anyOf"][0]["pattern"]
     form = {
-        "model": fields["model"],
+        "model": {**fields["model"], "minLength": 1},
         "file": file,
-        "language": {**left_out, "description": f"{fields['language']['description']}，例如 zh、en"},
+        "language": {
+            **left_out,
+            "enum": ["", *languages],
+            "description": f"{fields['language']['description']}，例如 zh、en",
+        },
         "enable_itn": fields["enable_itn"],
-        "context": {**left_out, "description": fields["context"]["description"]},
+        "context": {**left_out, "pattern": context, "description": fields["context"]["description"]},
     }
     by_url = {
         "model": "qwen3-asr-flash",

@@ -12,14 +12,14 @@ from app.dashscope import SpeechParameters
 from app.routers.audio_response import AudioResponse
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, error_answers
-from app.routers.fields import Text
+from app.routers.fields import Text, WholeNumber
 from app.routers.idempotency import IdempotencyHeader, name_request, tell_repeat
 from app.routers.presentation import show_amount
 from app.services.synthesis import MAX_TEXT_CHARS
 
 router = APIRouter(prefix="/api/audio/tts", tags=["语音合成"], dependencies=[Depends(limit_rate)])
 
-SampleRate = Literal[8000, 16000, 22050, 24000, 44100, 48000]
+SampleRate = Annotated[Literal[8000, 16000, 22050, 24000, 44100, 48000], WholeNumber]
 
 
 class SpeechFields(BaseModel):
@@ -31,7 +31,7 @@ class SpeechFields(BaseModel):
     voice: Text = Field(description="音色ID，系统音色或复刻音色", max_length=128, examples=["longanyang"])
     format: AudioFormat = Field(default="mp3", description="音频格式")
     sample_rate: SampleRate = Field(default=22050, description="采样率（Hz）")
-    volume: int = Field(default=50, ge=0, le=100, description="音量")
+    volume: Annotated[int, WholeNumber] = Field(default=50, ge=0, le=100, description="音量")
     speech_rate: float = Field(default=1.0, ge=0.5, le=2.0, description="语速")
     pitch_rate: float = Field(default=1.0, ge=0.5, le=2.0, description="音高")
     instruction: Text | None = Field(default=None, description="指令设置（情感、场景等），仅部分音色支持")

@@ -12,7 +12,7 @@ from app.catalog import Language
 from app.dashscope import TranscriptionOrder
 from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, enveloped, error_answers
-from app.routers.fields import Text
+from app.routers.fields import Text, WholeNumber
 from app.routers.idempotency import IdempotencyHeader, name_request, tell_repeat
 from app.routers.presentation import show_amount, show_task_time
 from app.services.repeats import has_ended
@@ -46,8 +46,12 @@ class TranscriptionRequest(BaseModel):
     enable_itn: bool = Field(default=False, description="是否启用ITN（仅中英文）；`paraformer-v2` 不使用此参数")
     context: Text | None = Field(default=None, description="上下文提示；`paraformer-v2` 不支持", repr=False)
     channel_id: Annotated[
-        list[Annotated[int, Field(ge=0, le=63)]], Field(min_length=1, max_length=16), AfterValidator(_once_each)
-    ] = Field(default=[0], description="多音轨文件的音轨索引，每个音轨单独计费")
+        list[Annotated[int, Field(ge=0, le=63), WholeNumber]],
+        Field(min_length=1, max_length=16),
+        AfterValidator(_once_each),
+    ] = Field(
+        default=[0], description="多音轨文件的音轨索引，每个音轨单独计费", json_schema_extra={"uniqueItems": True}
+    )
     enable_words: bool = Field(
         default=False,
         description="是否返回词级时间戳，字幕因此更准；结果见记录详情与字幕。`paraformer-v2` 总是返回",

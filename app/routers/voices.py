@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from starlette.exceptions import HTTPException
 
 from app.catalog import read_voice_id
@@ -49,6 +49,10 @@ def _check_hint(hint: str) -> str:
     return hint
 
 
+Hint = Annotated[str, AfterValidator(_check_hint), WithJsonSchema({"type": "string", "enum": [*LANGUAGES]})]
+_HINTS_IN_FORM = rf"^({'|'.join(LANGUAGES)})([,，] *({'|'.join(LANGUAGES)})){{0,{len(LANGUAGES) - 1}}}$|^$"
+
+
 class CloningRequest(AudioUrlField):
     """创建复刻音色的请求。"""
 
@@ -62,11 +66,11 @@ class CloningRequest(AudioUrlField):
     prefix: Annotated[str, AfterValidator(_check_prefix)] = Field(
         description="音色名称前缀，仅允许数字、字母和下划线，不超过10字符；百炼不支持下划线，音色ID中会去掉",
         examples=["myvoice"],
+        json_schema_extra={"pattern": "^_*[A-Za-z0-9][A-Za-z0-9_]*$", "maxLength": MAX_PREFIX_CHARS},
     )
-    language_hints: (
-        Annotated[list[Annotated[str, AfterValidator(_check_hint)]], BeforeValidator(_split), Field(max_length=11)]
-        | None
-    ) = Field(default=None, description=f"样本的语种：{'、'.join(LANGUAGES)}；百炼只使用第一个", examples=[["en"]])
+    language_hints: Annotated[list[Hint], BeforeValidator(_split), Field(max_length=len(LANGUAGES))] | None = Field(
+        default=None, description=f"样本的语种：{'、'.join(LANGUAGES)}；百炼只使用第一个", examples=[["en"]]
+    )
 
 
 class UpdateRequest(AudioUrlField):
@@ -134,20 +138,25 @@ def _body(request: type[AudioUrlField], example: dict[str, Any]) -> dict[str, An
     described = request.model_json_schema()
     fields: dict[str, Any] = described["properties"]
     file = {"type": "string", "format": "binary", "description": "音频样本（WAV 16bit、MP3、M4A，10~60秒，≤10MB）"}
-    form = {name: field for name, field in fields.items() if name not in {"audio_url", "language_hints"}}
+    text_fields = {name: field for name, field in fields.items() if name not in {"audio_url", "language_hints"}}
+    form = {name: {**field, "minLength": 1} for name, field in text_fields.items()}  # an empty one counts as none
     if "language_hints" in fields:
         # Swagger fills a field in with its default: one that is empty is not sent on.
         form["language_hints"] = {
             "type": "string",
             "default": "",
+            "pattern": _HINTS_IN_FORM,
             "description": f"{fields['language_hints']['description']}；逗号分隔",
         }
-    required = [*described.get("required", []), "file"]
-    as_form = {"type": "object", "required": required, "properties": {**form, "file": file}}
+    required = described.get("required", [])
+    as_form = {"type": "object", "required": [*required, "file"], "properties": {**form, "file": file}}
+    text = fields["audio_url"].pop("anyOf")[0]
+    url = {**text, **fields["audio_url"], "minLength": 1}
+    as_json = {**described, "required": [*required, "audio_url"], "properties": {**fields, "audio_url": url}}
     return {
         "required": True,
         "content": {
-            "application/json": {"schema": described, "example": example},
+            "application/json": {"schema": as_json, "example": example},
             "multipart/form-data": {"schema": as_form},
         },
     }

@@ -1,0 +1,64 @@
+"""Command line: `python -m tests.fuzz --examples 200`."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.databases import provider
+from tests.fuzz.house import House, open_house, take_token, wrong_lines
+from tests.fuzz.routes import fuzz_routes, refuse_strangers
+from tests.fuzz.tally import Tally
+
+PHASES = ("examples", "coverage", "fuzzing", "stateful")
+Part = Callable[[House, argparse.Namespace], Tally]
+
+
+def _routes(house: House, options: argparse.Namespace) -> Tally:
+    token = take_token(house.server, "sk-test-fuzz-of-routes")
+    return fuzz_routes(
+        house.server.url, token, house.take_token, examples=options.examples, phases=PHASES, seed=options.seed
+    )
+
+
+def _strangers(house: House, _: argparse.Namespace) -> Tally:
+    return refuse_strangers(house.server.url)
+
+
+PARTS: dict[str, Part] = {"routes": _routes, "strangers": _strangers}
+
+
+def main() -> int:
+    """Run the parts that were asked for, print what was found, and give the exit code: 0 when nothing was wrong."""
+    options = _parser().parse_args()
+    provider.kind = options.database
+    failed = 0
+    try:
+        for part in options.parts or PARTS:
+            with TemporaryDirectory() as scratch, open_house(options.keep or Path(scratch)) as house:
+                tally = PARTS[part](house, options)
+                for line in wrong_lines(house.server):
+                    tally.fail("the server's log", "tells no bug", line[:1000])
+            print(tally.describe(), flush=True)  # noqa: T201 - a script's output
+            failed += tally.failed
+    finally:
+        provider.close()
+    print(f"{failed} things wrong" if failed else "nothing wrong")  # noqa: T201
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all unless told otherwise")
+    parser.add_argument(
+        "--examples", type=int, default=200, help="random cases of each operation (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="another one gives other cases (default %(default)s)")
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where logs are kept")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""What is under fuzz: a backend with a stand-in provider, and users who may come in."""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.conftest import PASSWORD, copy_user
+from tests.servers import NO_AUTHORITIES, Sandbox, Server, run_backend, run_sandbox
+
+SETTINGS = {"LOGIN_LIMIT": "1000000/minute", "UPSTREAM_TIMEOUT": "5", "HANDSHAKE_TIMEOUT": "2"}
+
+
+@dataclass
+class House:
+    """A backend, and where it gets its speech from."""
+
+    server: Server
+    sandbox: Sandbox
+
+    def take_token(self) -> str:
+        """The token of a user whom nobody else is; he has no key."""
+        return take_token(self.server)
+
+
+@contextmanager
+def open_house(folder: Path) -> Iterator[House]:
+    """Run both with their data in a folder."""
+    with (
+        run_sandbox(folder / "sandbox") as sandbox,
+        run_backend(folder / "backend", {**sandbox.settings, **SETTINGS}) as server,
+    ):
+        yield House(server, sandbox)
+
+
+def take_token(server: Server, api_key: str | None = None) -> str:
+    """The token of a user whom nobody else is, with this key, if any."""
+    name = f"fuzz-{uuid.uuid4().hex}"
+    assert copy_user(server, name) is not None
+    with httpx.Client(base_url=server.url, verify=NO_AUTHORITIES, trust_env=False, timeout=30) as client:
+        login = client.post("/api/auth/login", json={"username": name, "password": PASSWORD}).raise_for_status()
+        token: str = login.json()["data"]["access_token"]
+        if api_key is not None:
+            client.headers["Authorization"] = f"Bearer {token}"
+            client.put("/api/user/apikey", json={"api_key": api_key}).raise_for_status()
+    return token
+
+
+def wrong_lines(server: Server) -> list[str]:
+    """What a log tells of bugs."""
+    signs = ("exc_type", "Traceback", "never retrieved", "ResourceWarning", '"level": "error"', '"level":"error"')
+    return [line for line in server.log.splitlines() if any(sign in line for sign in signs)]
