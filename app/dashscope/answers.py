@@ -16,6 +16,7 @@ from app.transcripts import storable
 log = structlog.get_logger(__name__)
 
 BEIJING = ZoneInfo("Asia/Shanghai")  # the zone of the provider's times, in every region (§3, §5.1)
+YEARS = range(1970, 3000)  # what every zone can show
 MAX_COUNT = 2_000_000  # tokens, or seconds of 16 tracks of 12 hours; what is larger is no count
 
 
@@ -68,8 +69,8 @@ def count(value: object) -> int | None:
 def read_moment(value: object) -> datetime | None:
     """A time of the provider's, which names no zone; None for what is none."""
     try:
-        moment = datetime.fromisoformat(str(value))
-        return (moment if moment.tzinfo else moment.replace(tzinfo=BEIJING)).astimezone(UTC)
+        moment = datetime.fromisoformat(value if isinstance(value, str) else "")
+        return _bearable((moment if moment.tzinfo else moment.replace(tzinfo=BEIJING)).astimezone(UTC))
     except (ValueError, OverflowError):
         return None
 
@@ -81,9 +82,13 @@ def read_instant(value: object) -> datetime | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return read_moment(value)
     try:
-        return datetime.fromtimestamp(value / 1000, UTC)
+        return _bearable(datetime.fromtimestamp(value / 1000, UTC))
     except (ValueError, OverflowError, OSError):
         return None
+
+
+def _bearable(moment: datetime) -> datetime | None:
+    return moment if moment.year in YEARS else None
 
 
 def _explain_failure(status: int, code: str, message: str) -> AppError:

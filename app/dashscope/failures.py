@@ -24,11 +24,13 @@ from app.errors import (
     VoiceLimitExceeded,
     VoiceNotFound,
 )
+from app.transcripts import storable
 
 THROTTLE_RETRY_AFTER_SECONDS = 5  # told to our client where the provider names no time
 MAX_RETRY_AFTER_SECONDS = 3600
 RETRY_BASE_SECONDS = 0.5
 MAX_PROVIDER_MESSAGE_CHARS = 200
+MAX_READ_CHARS = 4000  # of a message: searching takes longer than linear time
 
 _INVALID_MODEL = {"ModelNotFound", "model_not_found", "Model.AccessDenied", "AccessDenied.Unpurchased"}
 _VOICE_GONE = {"BadRequest.ResourceNotExist", "BadRequest.VoiceNotFound", "VoiceNotFound"}
@@ -97,7 +99,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 def explain(code: str, message: str, status: int = 0) -> AppError:
     """Turn the provider's error into ours, by its code, its words or at last its HTTP status."""
-    code = plain(code)
+    code, message = plain(code), message[:MAX_READ_CHARS]
     if code in {"InvalidApiKey", "invalid_api_key"}:
         return InvalidApiKey()
     if code in _INVALID_MODEL or _says(message, _BAD_MODEL_WORDS):
@@ -201,5 +203,6 @@ def _says(message: str, phrases: tuple[str, ...]) -> bool:
 
 def plain(message: str) -> str:
     """The provider's own words without anything that looks like a secret, on one line, cut to a bearable length."""
-    public = _URL_QUERY.sub(r"\1", _SECRET.sub("***", _CONTROL.sub(" ", message)))
+    printable = _CONTROL.sub(" ", storable(message[:MAX_READ_CHARS]))
+    public = _URL_QUERY.sub(r"\1", _SECRET.sub("***", printable))
     return " ".join(public.split())[:MAX_PROVIDER_MESSAGE_CHARS]

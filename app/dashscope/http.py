@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import orjson
 import structlog
+from anyio import fail_after
 
 from app.dashscope.answers import understand
 from app.dashscope.credential import Credential
@@ -31,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 KEPT_CONNECTIONS = 64
+# An attempt whose answer drips in for this many times the silence that is borne is given up.
+PATIENCE_FACTOR = 10
 # Gateways drop idle connections after 60 s and more; ours go long before, so that a call rarely meets a dead one.
 IDLE_SECONDS = 20.0
 
@@ -129,9 +132,12 @@ class HttpClient:
         for attempt in itertools.count(1):
             try:
                 with provider_try():
-                    async with self.stream(build()) as answer:
-                        content = await _read(answer, MAX_ANSWER_BYTES)
+                    with fail_after(self._silence_seconds * PATIENCE_FACTOR):
+                        async with self.stream(build()) as answer:
+                            content = await _read(answer, MAX_ANSWER_BYTES)
                 return understand(answer.status_code, content, answer.headers.get("Retry-After"))
+            except TimeoutError as error:
+                raise UpstreamTimeout from error
             except AppError as error:
                 accepted = not is_free and not isinstance(error, Unreachable | HandshakeTimeout | Throttled)
                 is_invited = is_free and error.retry_after_seconds is not None

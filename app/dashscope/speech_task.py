@@ -13,11 +13,12 @@ from websockets.exceptions import ConnectionClosed
 
 from app import metrics, timing
 from app.dashscope import frames
-from app.dashscope.failures import explain
+from app.dashscope.failures import explain, plain
 from app.dashscope.frames import Event, MalformedEvent, SpeechParameters
 from app.dashscope.pool import Connection
 from app.dashscope.timeline import Timeline
 from app.errors import AppError, ConnectionLost, Throttled, UpstreamError, UpstreamTimeout
+from app.transcripts import storable
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +26,13 @@ log = structlog.get_logger(__name__)
 REUSED_START_SECONDS = 5.0
 # A provider that goes on speaking for longer than this after a cancel is left.
 CANCEL_SECONDS = 5.0
+# Slow speech takes half a second for a character, a pause in SSML no more for each of its own. A provider that goes on
+# for eight times as long does not speak our text.
+SECONDS_PER_CHARACTER = 4.0
+SECONDS_BESIDE = 60.0
+SAMPLE_BYTES = 2
+BYTES_BESIDE = 64 * 1024 * 1024
+MAX_REQUEST_ID_CHARS = 128
 
 
 @dataclass(slots=True)
@@ -62,6 +70,8 @@ class SpeechTask:
         self._give_up_at = math.inf
         self.cancelled = False
         self._work_began = False
+        self._bearable_seconds = SECONDS_BESIDE
+        self._heard_bytes = 0
         self._began_at = time.perf_counter()
         self._text_sent_at: float | None = None
         self._heard = False
@@ -89,6 +99,8 @@ class SpeechTask:
 
     async def speak(self, text: str) -> None:
         """Send the whole text, and wait until the provider answers with audio, the end, or a failure."""
+        self._expect_speech(text)
+        self._give_up_at = self._last_moment
         self.accepted = self.connection.is_open
         self._text_sent_at = time.perf_counter()
         with suppress(ConnectionLost):  # why it was closed is told to whoever reads
@@ -101,6 +113,7 @@ class SpeechTask:
 
         Raises UpstreamTimeout when the provider takes nothing more.
         """
+        self._expect_speech(text)
         self.accepted = self.accepted or self.connection.is_open
         self._text_sent_at = self._text_sent_at or time.perf_counter()
         self._answer_is_due = False  # an unfinished sentence is held back without a word
@@ -113,6 +126,7 @@ class SpeechTask:
     async def finish(self) -> None:
         """Say that no more text comes. Raises UpstreamTimeout when the provider takes nothing more."""
         self._answer_is_due = True
+        self._give_up_at = min(self._give_up_at, self._last_moment)
         self._be_answered_by(asyncio.get_running_loop().time() + self._silence_seconds)
         await self._tell(frames.finish_task(self.id))
 
@@ -167,6 +181,10 @@ class SpeechTask:
             if isinstance(message, bytes):
                 self._note_first_audio()
                 self._work_began = True
+                self._heard_bytes += len(message)
+                bearable_bytes = self._bearable_seconds * self._parameters.sample_rate * SAMPLE_BYTES
+                if self._heard_bytes > BYTES_BESIDE + bearable_bytes:
+                    raise self._violation("audio without end")
                 if self._timeline is not None:
                     self._timeline.hear(message)
                 return message
@@ -175,8 +193,8 @@ class SpeechTask:
             if message.characters is not None:
                 self.usage.characters = message.characters
             if message.request_id:
-                self.usage.request_id = message.request_id
-                timing.note(provider_request_id=message.request_id)
+                self.usage.request_id = storable(message.request_id)[:MAX_REQUEST_ID_CHARS]
+                timing.note(provider_request_id=plain(message.request_id))
             if message.name == "task-failed":
                 raise self._failure(message)
             if self._timeline is not None:
@@ -207,6 +225,14 @@ class SpeechTask:
         except MalformedEvent as error:
             raise self._violation(f"malformed event: {error}") from error
 
+    def _expect_speech(self, text: str) -> None:
+        self._bearable_seconds += SECONDS_PER_CHARACTER * len(text)
+
+    @property
+    def _last_moment(self) -> float:
+        """When all that was asked for until now is heard, or never will be."""
+        return asyncio.get_running_loop().time() + self._silence_seconds + self._bearable_seconds
+
     def _be_answered_by(self, deadline: float) -> None:
         """Let whoever reads now wait no longer than that."""
         if self._silence is not None and not self._silence.expired():
@@ -231,7 +257,7 @@ class SpeechTask:
         error = explain(event.error_code, event.error_message)
         if isinstance(error, Throttled) and not self._work_began and not self.usage.characters:
             self.accepted = False  # throttled before work (§1.10)
-        log.warning("provider_task_failed", task_id=self.id, provider_code=event.error_code, error=error.code)
+        log.warning("provider_task_failed", task_id=self.id, provider_code=plain(event.error_code), error=error.code)
         return error
 
     def _violation(self, what: str) -> AppError:
