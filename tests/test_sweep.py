@@ -18,7 +18,7 @@ from tests.faults import OSS_SECRET
 from tests.servers import PROJECT
 from tests.sweep import sweep
 
-TOKEN = TokenSigner("s" * 40, 3600).issue
+TOKEN = TokenSigner(("s" * 40,), 3600).issue(uuid.uuid4(), uuid.uuid4())
 GENERATED = "Zx0-generated_" * 4
 
 
@@ -41,7 +41,7 @@ def put(base: Path, name: str, text: str) -> None:
     [
         ("sk-test-0123456789abcdef", "API key"),
         ("sk-bad-1", "API key"),
-        (TOKEN(uuid.uuid4()), "token"),
+        (TOKEN, "token"),
         ("Authorization: Bearer abcdefgh", "Bearer"),
         ("AUTHORIZATION: BEARER abcdefgh", "BEARER"),
         ("invite-0123456789abcdef_-", "invite code"),
