@@ -23,6 +23,7 @@ _tracebacks = structlog.processors.ExceptionRenderer(structlog.tracebacks.Except
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _REFUSED_HANDSHAKE = 403
 _SWITCHED = 101
+MAX_ID_DIGITS = 19
 
 log = structlog.get_logger(__name__)
 
@@ -123,7 +124,7 @@ class _Exchange:
         metrics.REQUESTS.labels(metrics.method_label(method), self._route, self._status).inc()
         metrics.REQUEST_SECONDS.labels(self._route).observe(seconds)
         named = str(self._scope.get("path_params", {}).get("record_id", ""))
-        facts = {"record_id": int(named) if named.isdecimal() else None, **self._timing.facts}
+        facts = {"record_id": int(named) if named.isdecimal() and len(named) <= MAX_ID_DIGITS else None, **self._timing.facts}
         log.info(
             "request",
             method=method,

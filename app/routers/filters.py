@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 from app.errors import InvalidRequest
 from app.routers.dependencies import ServicesDep
+from app.routers.fields import Text
 from app.services.history import HistoryFilter
 from app.services.period import Period
 
@@ -55,7 +56,7 @@ def _read_filter(
     type: Annotated[
         Literal["tts", "asr", "voice"] | None, Query(description="类型筛选：tts 合成、asr 识别、voice 声音复刻")
     ] = None,
-    model: Annotated[str | None, Query(description="模型筛选", max_length=64, examples=["cosyvoice-v3-flash"])] = None,
+    model: Annotated[Text | None, Query(description="模型筛选", max_length=64, examples=["cosyvoice-v3-flash"])] = None,
 ) -> HistoryFilter:
     period = read_period(first, last, services.settings.zone) if first or last else None
     return HistoryFilter(type, model, period)

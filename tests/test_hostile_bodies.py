@@ -1,0 +1,219 @@
+"""What stands in requests: JSON and forms that are too deep, too large, of another type, or no text. Never a 500."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import Account, CreateAccount
+from tests.databases import create_database, drop_database, postgres_url, provider, run_apart
+from tests.servers import Sandbox, Server, run_backend
+
+AT_ONCE = 16
+ENROLLMENT_PATH = "/api/v1/services/audio/tts/customization"
+RECOGNIZE, CREATE = "/api/audio/asr/recognize", "/api/audio/voice/create"
+SOURCES = {"audio_url", "audio_base64", "file_url"}
+# What no database and no provider takes, as it stands in JSON.
+NO_TEXTS = [r'"\u0000"', r'"a\u0000b"', r'"a\u001fb"', r'"\ud800"', r'"a\udc00\ud800"']
+HUGE = ["1e400", "-1e400", "9" * 5000, "-" + "9" * 400, "NaN", "-Infinity"]
+# Values of another type than the one that is documented.
+OTHER_TYPES = {
+    "boolean": ['"true"', '"yes"', "1", "0", "1.0", "[]"],
+    "integer": ['"5"', "5.5", "true", "[5]", *HUGE],
+    "number": ['"1"', "true", "[1]", *HUGE],
+    "string": ["5", "true", "[]", "{}", '["zh"]'],
+    "array": ["5", "{}", "[[]]", '[{"a": 1}]', '["\\u0000"]'],
+}
+NO_OBJECTS = {
+    "deep arrays": b"[" * 100_000,
+    "deep objects": b'{"model":' * 20_000,
+    "deep and complete": b'{"model":' + b"[" * 5000 + b"]" * 5000 + b"}",
+    "deep where nobody looks": b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "a long number": b'{"model": ' + b"9" * 100_000 + b"}",
+    "no end": b'{"model": "',
+    "two": b"{}{}",
+    "UTF-16": '{"model": "x"}'.encode("utf-16"),
+    "UTF-32": '{"model": "x"}'.encode("utf-32"),
+    "no UTF-8": b'{"model": "\xff\xfe"}',
+    "overlong UTF-8": b'{"model": "\xc0\x80"}',
+    "a raw surrogate": b'{"model": "\xed\xa0\x80"}',
+    "raw NUL": b'{"model": "\0"}',
+    "nothing": b"null",
+    "a number": b"1",
+    "compressed": bytes.fromhex("1f8b08000000000000ff") + b"\0" * 20,
+}
+
+
+def settings_of(sandbox: Sandbox) -> dict[str, str]:
+    return {**sandbox.settings, "LOGIN_LIMIT": "100000/minute", "REGISTRATION_LIMIT": "100000/minute"}
+
+
+@pytest.fixture(scope="module")
+def on_sqlite(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("hostile_bodies")
+    (spool := folder / "temporary").mkdir()
+    with run_backend(folder, {**settings_of(sandbox), "TMPDIR": str(spool)}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def on_postgresql(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> Iterator[Server]:
+    name = run_apart(create_database(provider.template))
+    settings = {"DATABASE_URL": postgres_url(name), "DATABASE_POOL_SIZE": "5"}
+    with run_backend(tmp_path_factory.mktemp("postgresql"), {**settings_of(sandbox), **settings}) as running:
+        yield running
+    run_apart(drop_database(name))
+
+
+@pytest.fixture(params=["on_sqlite", "on_postgresql"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """The product on a database of either kind."""
+    server: Server = request.getfixturevalue(request.param)
+    return server
+
+
+@pytest.fixture
+async def user(server: Server, create_account: CreateAccount) -> Account:
+    return await create_account(server)
+
+
+async def all_refused(
+    user: Account, sandbox: Sandbox, requests: list[dict[str, Any]], statuses: frozenset[int] = frozenset({400})
+) -> None:
+    """Every request is refused in the envelope, and nothing is bought of the provider."""
+    limit = asyncio.Semaphore(AT_ONCE)
+
+    async def ask(request: dict[str, Any]) -> httpx.Response:
+        async with limit:
+            return await user.client.request(**request)
+
+    for request, answer in zip(requests, await asyncio.gather(*map(ask, requests)), strict=True):
+        assert answer.status_code in statuses, (answer.status_code, answer.text, str(request)[:300])
+        told = answer.json()
+        assert (told["code"], told["data"]) == (answer.status_code, None)
+        assert told["error"]
+        assert answer.headers["x-request-id"]
+    # Whether there is a voice of a strange name is asked of the provider, who is told the name in JSON.
+    assert {request["path"] for request in sandbox.requests(user.api_key)} <= {ENROLLMENT_PATH}
+    assert sandbox.ledger(user.api_key) == []
+
+
+# ---- JSON
+
+
+def forms_of(api: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Every route that takes JSON, with the fields that it documents."""
+    schemas = api["components"]["schemas"]
+    for path, operations in api["paths"].items():
+        for method, operation in operations.items():
+            content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+            if content:
+                schema = content["schema"]
+                named = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+                yield method, path.replace("{voice_id}", "cosyvoice-v3-flash-x-1"), named["properties"]
+
+
+def type_of(field: dict[str, Any]) -> str:
+    """What a field is when it is not null."""
+    kinds = [each["type"] for each in [field, *field.get("anyOf", [])] if "type" in each]
+    return next((kind for kind in kinds if kind != "null"), "enum")
+
+
+def example_of(fields: dict[str, Any]) -> dict[str, Any]:
+    """A request that would be answered, but for what is put into it."""
+    example = {name: field["examples"][0] for name, field in fields.items() if field.get("examples")}
+    return {**example, **({"text": "hello"} if "text" in fields else {})}
+
+
+def json_request(method: str, path: str, content: bytes) -> dict[str, Any]:
+    return {"method": method, "url": path, "content": content, "headers": {"Content-Type": "application/json"}}
+
+
+def with_field(example: dict[str, Any], name: str, value: str) -> bytes:
+    rest = ", ".join(f"{json.dumps(key)}: {json.dumps(each)}" for key, each in example.items() if key != name)
+    return f'{{{rest}{", " if rest else ""}"{name}": {value}}}'.encode()
+
+
+async def test_no_field_takes_what_is_no_text(user: Account, sandbox: Sandbox) -> None:
+    api = (await user.client.get("/openapi.json")).json()
+    requests = [
+        json_request(method, path, with_field(example_of(fields), name, value))
+        for method, path, fields in forms_of(api)
+        for name, field in fields.items()
+        if type_of(field) == "string"
+        for value in NO_TEXTS
+    ]
+    assert len(requests) > 100
+    await all_refused(user, sandbox, requests)
+
+
+async def test_no_field_takes_another_type(on_sqlite: Server, create_account: CreateAccount, sandbox: Sandbox) -> None:
+    user = await create_account(on_sqlite)
+    api = (await user.client.get("/openapi.json")).json()
+    requests = [
+        json_request(method, path, with_field(example_of(fields), name, value))
+        for method, path, fields in forms_of(api)
+        for name, field in fields.items()
+        if name != "monthly"  # money may be written as text and as a number
+        for value in OTHER_TYPES.get(type_of(field), [])
+    ]
+    assert len(requests) > 200
+    await all_refused(user, sandbox, requests)
+
+
+@pytest.mark.parametrize("content", NO_OBJECTS.values(), ids=NO_OBJECTS.keys())
+async def test_no_route_takes_what_is_no_object(
+    on_sqlite: Server, create_account: CreateAccount, sandbox: Sandbox, content: bytes
+) -> None:
+    user = await create_account(on_sqlite)
+    api = (await user.client.get("/openapi.json")).json()
+    requests = [json_request(method, path, content) for method, path, _ in forms_of(api)]
+    if content.startswith(b"\x1f\x8b"):
+        for request in requests:
+            request["headers"]["Content-Encoding"] = "gzip"
+    assert len(requests) > 8
+    await all_refused(user, sandbox, requests)
+
+
+# ---- Addresses and headers
+
+NO_NAMES = ["%00", "a%00b", "%01", "%ed%a0%80", "%ff", "%c0%ae%c0%ae", "a" * 3000, "9" * 5000, "-1", "1e5", "NaN", "١٢"]
+
+
+async def test_no_address_breaks_a_route(user: Account, sandbox: Sandbox) -> None:
+    api = (await user.client.get("/openapi.json")).json()
+    paths, queries = [], []
+    for path, operations in api["paths"].items():
+        for method, operation in operations.items():
+            for parameter in operation.get("parameters", []):
+                named = f"{{{parameter['name']}}}"
+                if parameter["in"] == "path" and method != "post":
+                    paths += [(method, path.replace(named, text)) for text in NO_NAMES]
+                elif parameter["in"] == "query":
+                    base = path.replace("{voice_id}", "x").replace("{task_id}", "x").replace("{record_id}", "1")
+                    queries += [(method, f"{base}?{parameter['name']}={text}") for text in NO_NAMES[:6]]
+    assert len(paths) > 60
+    assert len(queries) > 60
+    await all_refused(user, sandbox, [{"method": m, "url": url} for m, url in paths], frozenset({400, 404}))
+    for method, url in queries:
+        answer = await user.client.request(method, url, headers={"Content-Type": "application/json"})
+        assert answer.status_code in {200, 400, 401, 404}, (url, answer.text)
+
+
+@pytest.mark.parametrize("value", [b"", b"a\tb", b"\x80\xff", "键".encode(), b"a" * 256, b"a" * 60_000])
+async def test_headers_are_judged(user: Account, sandbox: Sandbox, value: bytes) -> None:
+    body = with_field({"model": "cosyvoice-v3-flash", "voice": "longanyang"}, "text", '"hello"')
+    asked = {"url": "/api/audio/tts/synthesize", "method": "post", "content": body}
+    refused = await user.client.request(
+        **asked, headers=[(b"Content-Type", b"application/json"), (b"Idempotency-Key", value)]
+    )
+    assert (refused.status_code, refused.json()["error"]) == (400, "INVALID_REQUEST")
+    for name in (b"Authorization", b"X-Request-Id", b"Range", b"Accept-Language"):
+        answer = await user.client.get("/api/user/me", headers=[(name, value)])
+        assert answer.status_code in {200, 401}, (name, answer.text)
+        assert answer.headers["x-request-id"].isascii()
+        assert len(answer.headers["x-request-id"]) < 200
+    assert sandbox.calls(user.api_key) == []
