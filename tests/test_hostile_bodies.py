@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,7 +12,9 @@ import pytest
 
 from tests.conftest import Account, CreateAccount
 from tests.databases import create_database, drop_database, postgres_url, provider, run_apart
+from tests.hearing import FLASH, tone
 from tests.servers import Sandbox, Server, run_backend
+from tests.test_hostile_transport import MEGABYTE, Peer
 
 AT_ONCE = 16
 ENROLLMENT_PATH = "/api/v1/services/audio/tts/customization"
@@ -206,7 +210,7 @@ async def test_no_address_breaks_a_route(user: Account, sandbox: Sandbox) -> Non
 @pytest.mark.parametrize("value", [b"", b"a\tb", b"\x80\xff", "键".encode(), b"a" * 256, b"a" * 60_000])
 async def test_headers_are_judged(user: Account, sandbox: Sandbox, value: bytes) -> None:
     body = with_field({"model": "cosyvoice-v3-flash", "voice": "longanyang"}, "text", '"hello"')
-    asked = {"url": "/api/audio/tts/synthesize", "method": "post", "content": body}
+    asked: dict[str, Any] = {"url": "/api/audio/tts/synthesize", "method": "post", "content": body}
     refused = await user.client.request(
         **asked, headers=[(b"Content-Type", b"application/json"), (b"Idempotency-Key", value)]
     )
@@ -217,3 +221,152 @@ async def test_headers_are_judged(user: Account, sandbox: Sandbox, value: bytes)
         assert answer.headers["x-request-id"].isascii()
         assert len(answer.headers["x-request-id"]) < 200
     assert sandbox.calls(user.api_key) == []
+
+
+# ---- Forms
+
+
+def part(disposition: bytes, content: bytes = b"x", headers: bytes = b"") -> bytes:
+    return b"--x\r\nContent-Disposition: form-data; " + disposition + b"\r\n" + headers + b"\r\n" + content + b"\r\n"
+
+
+MODEL = part(b'name="model"', FLASH.encode())
+FILE = part(b'name="file"; filename="a.wav"', b"R" * (2 * MEGABYTE))  # large enough to be kept on disk
+FORMS = {
+    "no end": MODEL + FILE,
+    "no end of a part": MODEL + FILE[:-100],
+    "no end of a header": MODEL + b"--x\r\nContent-Disposition: form-data; na",
+    "no name": FILE + part(b"x=1") + b"--x--",
+    "an empty name": FILE + part(b'name=""', b"R" * 1_100_000) + b"--x--",
+    "no disposition": FILE + b"--x\r\nX: y\r\n\r\nz\r\n--x--",
+    "many parts": FILE + MODEL * 1000 + b"--x--",
+    "many files": FILE + part(b'name="a"; filename="a"') * 100 + b"--x--",
+    "the same file twice": MODEL + FILE + FILE + b"--x--",
+    "a file that is a field, too": MODEL + FILE + part(b'name="file"') + b"--x--",
+    "many headers": MODEL + part(b'name="file"; filename="a"', headers=b"X: y\r\n" * 10_000) + b"--x--",
+    "a long header": MODEL + part(b'name="file"; filename="a"', headers=b"X: " + b"y" * MEGABYTE + b"\r\n") + b"--x--",
+    "a long file name": MODEL + part(b'name="file"; filename="' + b"a" * 100_000 + b'"') + b"--x--",
+    "a long name": part(b'name="' + b"a" * 100_000 + b'"') + FILE + b"--x--",
+    "a long field": part(b'name="model"', b"a" * (MEGABYTE + 1)) + FILE + b"--x--",
+    "a field that is no text": part(b'name="model"', b"\xff\xfe\0") + FILE + b"--x--",
+    "NUL in a field": part(b'name="model"', b"qwen\0") + FILE + b"--x--",
+    "NUL in a name": part(b'name="mod\0el"', b"x") + FILE + b"--x--",
+    "a form in a form": MODEL + part(b'name="file"', FILE, b"Content-Type: multipart/mixed; boundary=x\r\n") + b"--x--",
+    "only ends": b"--x--" * 100_000,
+    "only beginnings": b"--x\r\n" * 100_000,
+    "nothing": b"",
+}
+
+
+def held_files(server: Server) -> list[str]:
+    """The temporary files that a server has open."""
+    folder = Path(f"/proc/{server.process.pid}/fd")
+    links = [os.readlink(each) for each in folder.iterdir() if each.is_symlink()]
+    return [link for link in links if "temporary" in link]
+
+
+@pytest.mark.parametrize("content", FORMS.values(), ids=FORMS.keys())
+async def test_forms_of_any_make_are_refused_and_leave_nothing(
+    on_sqlite: Server, create_account: CreateAccount, sandbox: Sandbox, content: bytes
+) -> None:
+    user = await create_account(on_sqlite)
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    requests = [{"method": "post", "url": path, "content": content, "headers": kind} for path in (RECOGNIZE, CREATE)]
+    await all_refused(user, sandbox, requests)
+    assert held_files(on_sqlite) == []
+
+
+async def test_who_leaves_in_the_middle_of_a_form_leaves_nothing(
+    on_sqlite: Server, create_account: CreateAccount
+) -> None:
+    user = await create_account(on_sqlite)
+    port = int(on_sqlite.url.rpartition(":")[2])
+    head = f"POST {RECOGNIZE} HTTP/1.1\r\nHost: x\r\nAuthorization: {user.client.headers['authorization']}\r\n"
+    kind = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 9000000\r\n\r\n"
+
+    async def eventually(is_held: bool) -> None:
+        async with asyncio.timeout(10):
+            while bool(held_files(on_sqlite)) is not is_held:
+                await asyncio.sleep(0.02)
+
+    peer = await asyncio.to_thread(Peer, port, (head + kind).encode() + MODEL + FILE)
+    with peer:
+        await eventually(True)
+    await eventually(False)
+
+
+@pytest.mark.parametrize("boundary", ["", "y" * 10_000, '"x', "x\\", "=", "x; charset=utf-7", "x; charset=idna"])
+async def test_boundaries_of_any_make_are_refused(
+    on_sqlite: Server, create_account: CreateAccount, sandbox: Sandbox, boundary: str
+) -> None:
+    user = await create_account(on_sqlite)
+    kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    requests = [{"method": "post", "url": RECOGNIZE, "content": b"--y\r\n\r\n--y--", "headers": kind}]
+    await all_refused(user, sandbox, requests)
+
+
+NAMES = [
+    b"../../../etc/passwd",
+    b"..\\..\\x.wav",
+    b"/etc/passwd",
+    b"a\0b.wav",
+    b"\xff\xfe",
+    b"a" * 3000,
+    b"",
+    b"..",
+    b"%s{0}",
+]
+
+
+async def test_names_of_files_lead_nowhere(on_sqlite: Server, create_account: CreateAccount) -> None:
+    user = await create_account(on_sqlite)
+    before = {file.parent for file in on_sqlite.folder.rglob("*")}
+    audio = tone(1.1)
+    for name in NAMES:
+        content = MODEL + part(b'name="file"; filename="' + name.replace(b"\\", b"\\\\") + b'"', audio) + b"--x--\r\n"
+        answer = await user.client.post(
+            RECOGNIZE, content=content, headers={"Content-Type": "multipart/form-data; boundary=x"}
+        )
+        assert answer.status_code == 200, answer.text
+    shown = [json.loads(item["input_data"]) for item in (await user.history())["items"]]
+    assert len(shown) == len(NAMES)
+    assert not any("/" in str(each) or "\\u0000" in json.dumps(each) or ".." + "\\" in str(each) for each in shown)
+    assert {file.parent for file in on_sqlite.folder.rglob("*")} == before
+    assert held_files(on_sqlite) == []
+
+
+# ---- Files on this machine
+
+WAYS_OUT = [
+    b"../jwt_secret", b"..%2fjwt_secret", b"%2e%2e/jwt_secret", b"%2e%2e%2fjwt_secret", b"%252e%252e%252fjwt_secret",
+    b"..%5cjwt_secret", b"..\\jwt_secret", b"..%c0%afjwt_secret", b"%c0%ae%c0%ae/jwt_secret", b"..%ef%bc%8fjwt_secret",
+    b"....//jwt_secret", b"./../jwt_secret", b"audio/../../jwt_secret", b"audio/..;/..;/jwt_secret", b"/etc/passwd",
+    b"//etc/passwd", b"%2fetc%2fpasswd", b"file:///etc/passwd", b"audio/secret.mp3%00.mp3", b"audio/link.mp3",
+    b"audio/folder/jwt_secret", b"audio/voice/x.wav", b"AUDIO/VOICE/x.wav", b"audio/work/x.pcm",
+    b"audio%2fvoice%2fx.wav", b"audio//voice/x.wav", b"audio/./voice/x.wav", b"audio", b"audio/", b".", b"..", b"%2e",
+    b"",
+]  # fmt: skip
+
+
+async def test_no_way_leads_out_of_the_folder_of_media(on_sqlite: Server) -> None:
+    media = on_sqlite.data / "media"
+    for key in ("audio/voice/x.wav", "audio/work/x.pcm", "audio/seen.mp3"):
+        (media / key).parent.mkdir(parents=True, exist_ok=True)
+        (media / key).write_bytes(b"heard")
+    (media / "audio/link.mp3").symlink_to(on_sqlite.data / "jwt_secret")
+    (media / "audio/folder").symlink_to(on_sqlite.data)
+    port = int(on_sqlite.url.rpartition(":")[2])
+
+    def ask(way: bytes) -> bytes:
+        head = b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        with Peer(port, b"GET /media/" + way + head) as peer:
+            return peer.hear()
+
+    secret = (on_sqlite.data / "jwt_secret").read_bytes().strip()
+    assert (await asyncio.to_thread(ask, b"audio/seen.mp3")).endswith(b"heard")
+    for way in WAYS_OUT:
+        answer = await asyncio.to_thread(ask, way)
+        assert answer.split()[1] in {b"404", b"400"}, (way, answer)
+        assert secret not in answer
+        assert b"heard" not in answer
+        assert b"root:" not in answer
