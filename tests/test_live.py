@@ -830,7 +830,7 @@ def test_a_page_in_a_browser_talks(backend: Server, browser: Browser) -> None:
     with browser.new_context() as context:
         page = context.new_page()
         page.set_default_timeout(PATIENCE_MS)
-        page.goto(f"{backend.url}/health/live")
+        page.goto(f"{backend.url}/docs")
         for subprotocols, protocol in ([["bearer", token], "bearer"], [[token], token], [None, ""]):
             url = live_url(backend, format="mp3", **({} if subprotocols else {"token": token}))
             heard = page.evaluate(TALK_IN_A_PAGE, [url, subprotocols])
