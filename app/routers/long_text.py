@@ -66,7 +66,7 @@ _EXAMPLES: dict[str, Any] = {
     ),
     response_model=Envelope[LongSpeech],
     response_model_exclude_none=True,
-    responses=error_answers(400, 401, 403, 409, 413, 429, 502, 503, 504),
+    responses=error_answers(400, 401, 403, 404, 409, 413, 429, 502, 503, 504),
 )
 async def synthesize_long(
     services: ServicesDep,

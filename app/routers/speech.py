@@ -119,7 +119,7 @@ _AUDIO_ANSWER: dict[int | str, dict[str, Any]] = {
         "中途断开连接会停止合成，已合成的部分照常计费；带 `Idempotency-Key` 时不停止，重发即得到完整音频。"
     ),
     response_model=Envelope[Speech],
-    responses={**_AUDIO_ANSWER, **error_answers(400, 401, 403, 409, 413, 429, 502, 503, 504)},
+    responses={**_AUDIO_ANSWER, **error_answers(400, 401, 403, 404, 409, 413, 429, 502, 503, 504)},
 )
 async def synthesize(
     services: ServicesDep,

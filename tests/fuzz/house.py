@@ -9,8 +9,11 @@ from pathlib import Path
 import httpx
 
 from tests.conftest import PASSWORD, copy_user
+from tests.fuzz.tally import Tally
 from tests.servers import NO_AUTHORITIES, Sandbox, Server, run_backend, run_sandbox
 
+# uvicorn's word for a stream that is broken off on purpose, so that nobody takes it for whole.
+BROKEN_OFF = "ASGI callable returned without completing response."
 SETTINGS = {"LOGIN_LIMIT": "1000000/minute", "UPSTREAM_TIMEOUT": "5", "HANDSHAKE_TIMEOUT": "2"}
 
 
@@ -49,7 +52,14 @@ def take_token(server: Server, api_key: str | None = None) -> str:
     return token
 
 
-def wrong_lines(server: Server) -> list[str]:
-    """What a log tells of bugs."""
+def note_log(server: Server, tally: Tally, but: tuple[str, ...] = ()) -> None:
+    """Count what a log tells of bugs for a failure, except for these."""
+    tally.checks["the log tells no bug"] += 1
+    for line in _wrong_lines(server):
+        if not any(known in line for known in but):
+            tally.fail("the server", "the log tells no bug", line[:2000])
+
+
+def _wrong_lines(server: Server) -> list[str]:
     signs = ("exc_type", "Traceback", "never retrieved", "ResourceWarning", '"level": "error"', '"level":"error"')
-    return [line for line in server.log.splitlines() if any(sign in line for sign in signs)]
+    return [line for line in server.log.splitlines() if any(sign in line for sign in signs) and BROKEN_OFF not in line]

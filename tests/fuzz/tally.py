@@ -11,12 +11,16 @@ class Tally:
     part: str
     cases: Counter[str] = field(default_factory=Counter)
     checks: Counter[str] = field(default_factory=Counter)
-    answers: Counter[tuple[str, int]] = field(default_factory=Counter)
+    answers: Counter[tuple[str, str | int]] = field(default_factory=Counter)
     failures: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def fail(self, subject: str, check: str, what: str) -> None:
         """Note a failure of a check."""
         self.failures.setdefault((subject, check), []).append(what)
+
+    def note(self, subject: str, told: str | int) -> None:
+        """Note what came of a case."""
+        self.answers[subject, told] += 1
 
     @property
     def failed(self) -> int:
@@ -27,7 +31,9 @@ class Tally:
         """The counts, and some examples of each failure, in lines."""
         lines = [f"{self.part}: {len(self.cases)} subjects, {self.cases.total()} cases, {self.failed} failures"]
         for subject, number in sorted(self.cases.items()):
-            told = " ".join(f"{code}:{times}" for (of, code), times in sorted(self.answers.items()) if of == subject)
+            told = " ".join(
+                f"{code}:{times}" for (of, code), times in sorted(self.answers.items(), key=str) if of == subject
+            )
             lines.append(f"    {number:7} {subject:50} {told}")
         failed = Counter(check for _, check in self.failures)
         lines += [
