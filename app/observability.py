@@ -124,7 +124,10 @@ class _Exchange:
         metrics.REQUESTS.labels(metrics.method_label(method), self._route, self._status).inc()
         metrics.REQUEST_SECONDS.labels(self._route).observe(seconds)
         named = str(self._scope.get("path_params", {}).get("record_id", ""))
-        facts = {"record_id": int(named) if named.isdecimal() and len(named) <= MAX_ID_DIGITS else None, **self._timing.facts}
+        facts = {
+            "record_id": int(named) if named.isdecimal() and len(named) <= MAX_ID_DIGITS else None,
+            **self._timing.facts,
+        }
         log.info(
             "request",
             method=method,
