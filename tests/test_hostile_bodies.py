@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import httpx
 import pytest
 
 from tests.conftest import Account, CreateAccount
-from tests.databases import create_database, drop_database, postgres_url, provider, run_apart
+from tests.databases import create_database, drop_database, postgres_url, provider, rows, run_apart
 from tests.hearing import FLASH, tone
 from tests.servers import Sandbox, Server, run_backend
 from tests.test_hostile_transport import MEGABYTE, Peer
@@ -81,7 +82,13 @@ def server(request: pytest.FixtureRequest) -> Server:
 
 @pytest.fixture
 async def user(server: Server, create_account: CreateAccount) -> Account:
-    return await create_account(server)
+    """Somebody whom no route refuses for who he is."""
+    return promoted(await create_account(server), server)
+
+
+def promoted(account: Account, server: Server) -> Account:
+    rows(server, "UPDATE users SET is_admin = TRUE WHERE id = ? RETURNING id", uuid.UUID(account.user_id))
+    return account
 
 
 async def all_refused(
@@ -117,7 +124,8 @@ def forms_of(api: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
             if content:
                 schema = content["schema"]
                 named = schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
-                yield method, path.replace("{voice_id}", "cosyvoice-v3-flash-x-1"), named["properties"]
+                somewhere = path.format(voice_id="cosyvoice-v3-flash-x-1", user_id=uuid.UUID(int=1))
+                yield method, somewhere, named["properties"]
 
 
 def type_of(field: dict[str, Any]) -> str:
@@ -155,7 +163,7 @@ async def test_no_field_takes_what_is_no_text(user: Account, sandbox: Sandbox) -
 
 
 async def test_no_field_takes_another_type(on_sqlite: Server, create_account: CreateAccount, sandbox: Sandbox) -> None:
-    user = await create_account(on_sqlite)
+    user = promoted(await create_account(on_sqlite), on_sqlite)
     api = (await user.client.get("/openapi.json")).json()
     requests = [
         json_request(method, path, with_field(example_of(fields), name, value))
@@ -172,7 +180,7 @@ async def test_no_field_takes_another_type(on_sqlite: Server, create_account: Cr
 async def test_no_route_takes_what_is_no_object(
     on_sqlite: Server, create_account: CreateAccount, sandbox: Sandbox, content: bytes
 ) -> None:
-    user = await create_account(on_sqlite)
+    user = promoted(await create_account(on_sqlite), on_sqlite)
     api = (await user.client.get("/openapi.json")).json()
     requests = [json_request(method, path, content) for method, path, _ in forms_of(api)]
     if content.startswith(b"\x1f\x8b"):
@@ -269,7 +277,7 @@ def held_files(server: Server) -> list[str]:
 async def test_forms_of_any_make_are_refused_and_leave_nothing(
     on_sqlite: Server, create_account: CreateAccount, sandbox: Sandbox, content: bytes
 ) -> None:
-    user = await create_account(on_sqlite)
+    user = promoted(await create_account(on_sqlite), on_sqlite)
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     requests = [{"method": "post", "url": path, "content": content, "headers": kind} for path in (RECOGNIZE, CREATE)]
     await all_refused(user, sandbox, requests)
@@ -279,7 +287,7 @@ async def test_forms_of_any_make_are_refused_and_leave_nothing(
 async def test_who_leaves_in_the_middle_of_a_form_leaves_nothing(
     on_sqlite: Server, create_account: CreateAccount
 ) -> None:
-    user = await create_account(on_sqlite)
+    user = promoted(await create_account(on_sqlite), on_sqlite)
     port = int(on_sqlite.url.rpartition(":")[2])
     head = f"POST {RECOGNIZE} HTTP/1.1\r\nHost: x\r\nAuthorization: {user.client.headers['authorization']}\r\n"
     kind = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 9000000\r\n\r\n"
@@ -299,7 +307,7 @@ async def test_who_leaves_in_the_middle_of_a_form_leaves_nothing(
 async def test_boundaries_of_any_make_are_refused(
     on_sqlite: Server, create_account: CreateAccount, sandbox: Sandbox, boundary: str
 ) -> None:
-    user = await create_account(on_sqlite)
+    user = promoted(await create_account(on_sqlite), on_sqlite)
     kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
     requests = [{"method": "post", "url": RECOGNIZE, "content": b"--y\r\n\r\n--y--", "headers": kind}]
     await all_refused(user, sandbox, requests)
@@ -319,7 +327,7 @@ NAMES = [
 
 
 async def test_names_of_files_lead_nowhere(on_sqlite: Server, create_account: CreateAccount) -> None:
-    user = await create_account(on_sqlite)
+    user = promoted(await create_account(on_sqlite), on_sqlite)
     before = {file.parent for file in on_sqlite.folder.rglob("*")}
     audio = tone(1.1)
     for name in NAMES:

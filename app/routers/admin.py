@@ -48,7 +48,7 @@ class UserPage(BaseModel):
 class UserChange(BaseModel):
     """要修改的内容；没有给出的保持不变。"""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     is_active: bool | None = Field(
         default=None, description="`false` 停用：立即退出所有登录；`true` 重新启用", examples=[False]
@@ -66,7 +66,7 @@ class NewSecret(BaseModel):
 class InviteForm(BaseModel):
     """邀请的有效期与备注。"""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     expires_in_days: int = Field(default=7, description="有效天数", ge=1, le=MAX_INVITE_DAYS, examples=[7])
     note: Text | None = Field(default=None, description="备注，仅管理员可见", max_length=200, examples=["给小明"])

@@ -30,6 +30,7 @@ _HTTP_ERRORS = {
 # Pydantic's error types in words; {name} is the field, the rest comes from the error's context.
 _RULES = {
     "missing": "缺少必填字段 {name}",
+    "extra_forbidden": "没有字段 {name}",
     "json_invalid": "请求体不是合法的 JSON",
     "less_than_equal": "{name} 必须小于等于 {le}",
     "greater_than_equal": "{name} 必须大于等于 {ge}",
