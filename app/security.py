@@ -22,9 +22,12 @@ from app.errors import SealBroken, Unauthorized
 TOKEN_ALGORITHM = "HS256"
 MAX_TOKEN_CHARS = 2048
 TICKET_SECONDS = 60
+# What python-jose, and odd headers and claims, let escape (LIBRARIES trap 6).
+_ODD = (ValueError, TypeError, AttributeError, LookupError, RecursionError, ArithmeticError, OSError)
 Use = Literal["access", "refresh", "ticket"]
 NONCE_BYTES = 12
-JUDGED_CHARS = 40  # of a password: more make it no easier to guess, and take long to judge
+JUDGED_CHARS = 20  # of a password: more make it no easier to guess, and twice as many take seconds to judge
+MAX_GENERATION = 2**31 - 1
 
 # OWASP's argon2id parameters; pbkdf2 is read only, and replaced at the next login.
 _passwords = CryptContext(
@@ -113,17 +116,27 @@ class TokenSigner:
                 algorithms=[TOKEN_ALGORITHM],
                 options={f"require_{claim}": True for claim in ("exp", "iat", "sub", "jti")},
             )
-            if claims["use"] != use:
+            generation = claims.get("gen", 0)
+            if claims["use"] != use or type(generation) is not int or not 0 <= generation < MAX_GENERATION:
                 raise Unauthorized
             return Claims(
                 uuid.UUID(claims["sub"]),
                 uuid.UUID(claims["sid"]),
                 uuid.UUID(claims["jti"]),
                 datetime.fromtimestamp(claims["exp"], UTC),
-                claims.get("gen", 0),
+                generation,
             )
         # python-jose lets odd headers and claims escape as these (LIBRARIES trap 6).
-        except (JWTError, ValueError, TypeError, AttributeError, LookupError, RecursionError, OverflowError) as error:
+        except (
+            JWTError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            ArithmeticError,
+            OSError,
+        ) as error:
             raise Unauthorized from error
 
     def _sign(self, use: Use, user_id: uuid.UUID, login_id: uuid.UUID, ttl_seconds: int, **more: int) -> str:

@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -18,8 +19,12 @@ from app import hosts
 # 32 characters of a random token carry more entropy than HMAC-SHA-256 or AES-256 can use.
 MIN_SECRET_CHARS = 32
 MIN_DIFFERENT_CHARS = 10
+# Random secrets repeat next to none of their pieces.
+REPEATED_CHARS, MIN_DIFFERENT_PIECES = 4, 0.75
 _PLACEHOLDER = re.compile(
-    r"change[-_ ]?(me|this|it)|replace[-_ ]?(me|this)|your[-_ ]|example|default|placeholder", re.I
+    r"change[-_ ]?(me|this|it)|replace[-_ ]?(me|this)|your[-_ ](own|secret|jwt|key)|do[-_ ]?not[-_ ]?use|password"
+    r"|insecure|qwerty|example|default|placeholder|openssl",
+    re.IGNORECASE,
 )
 _ONE_PROCESS = "several WORKERS, or a worker apart, need PostgreSQL in DATABASE_URL, not SQLite"
 
@@ -27,14 +32,14 @@ _ONE_PROCESS = "several WORKERS, or a worker apart, need PostgreSQL in DATABASE_
 class Settings(BaseSettings):
     """Every setting with its default; `.env.example` explains each in words."""
 
-    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True)
 
     environment: Literal["development", "production"] = "development"
     data_dir: Path = Path("./data")
-    database_url: str = ""
+    database_url: str = Field(default="", repr=False)
     database_pool_size: int = Field(default=10, ge=2, le=500)
     auto_migrate: bool = True
-    redis_url: str | None = None
+    redis_url: str | None = Field(default=None, repr=False)
     workers: int = Field(default=1, ge=1)
     background_jobs: bool = True
 
@@ -79,7 +84,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=25.0, ge=0)
     drain_delay_seconds: float = Field(default=0.0, ge=0, le=300)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    otel_exporter_otlp_endpoint: str | None = None
+    otel_exporter_otlp_endpoint: str | None = Field(default=None, repr=False)
     trace_sample_ratio: float = Field(default=1.0, ge=0, le=1)
 
     @field_validator("timezone")
@@ -227,7 +232,7 @@ class Settings(BaseSettings):
     @property
     def password_guesses(self) -> int:
         """How many guesses a new password must withstand: the first hundred are tried within minutes."""
-        return 10_000 if self.environment == "production" else 100
+        return 1_000_000 if self.environment == "production" else 100
 
     @property
     def zone(self) -> ZoneInfo:
@@ -261,9 +266,18 @@ def split_secrets(content: str) -> tuple[str, ...]:
 
 
 def is_easy_to_guess(secret: str) -> bool:
-    """Whether a secret is no random one by its looks: few different characters, a repeated piece, or a placeholder."""
-    is_repeated = secret in (secret + secret)[1:-1]
-    return len(set(secret)) < MIN_DIFFERENT_CHARS or is_repeated or bool(_PLACEHOLDER.search(secret))
+    """Whether a secret is no random one by its looks: few different characters, repetition, a sequence, a placeholder.
+
+    None of a million random ones is refused.
+    """
+    pieces = [secret[start : start + REPEATED_CHARS] for start in range(len(secret) - REPEATED_CHARS + 1)]
+    steps = [abs(ord(one) - ord(next_one)) <= 1 for one, next_one in pairwise(secret)]
+    return (
+        len(set(secret)) < MIN_DIFFERENT_CHARS
+        or len(set(pieces)) < len(pieces) * MIN_DIFFERENT_PIECES
+        or sum(steps) > len(steps) / 2
+        or bool(_PLACEHOLDER.search(secret))
+    )
 
 
 def _listed(value: str) -> list[str]:
@@ -273,7 +287,8 @@ def _listed(value: str) -> list[str]:
 def _checked_url(value: str, *schemes: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in schemes or not parts.hostname:
-        raise ValueError(f"{value!r} is not a URL that begins with {'://, '.join(schemes)}://")
+        # Not shown: it may hold a password.
+        raise ValueError(f"is not a URL that begins with {'://, '.join(schemes)}://")
     return value.rstrip("/")
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from app import __main__ as command_line
 from app.database import Database
-from app.errors import InvalidInvite, LastAdmin, UsernameTaken
+from app.errors import AdminOnly, InvalidInvite, LastAdmin, UsernameTaken
 from app.models import Invite, User
 from app.ratelimit import RateLimiter
 from app.services.administration import AdministrationService
@@ -126,6 +126,14 @@ def test_a_command_makes_an_admin(
     assert capsys.readouterr().out == "boss is made, as an administrator.\nBoss is an administrator now.\n"
 
 
+async def create_admin(database: Database, name: str = "") -> uuid.UUID:
+    """Somebody who may invite others."""
+    user_id = await create_user(database, name)
+    async with database.transaction() as session:
+        await session.execute(update(User).where(User.id == user_id).values(is_admin=True))
+    return user_id
+
+
 # ---- Invites
 
 
@@ -159,7 +167,7 @@ async def test_an_invite_that_is_withdrawn_is_void(admin: Account, invited_backe
 async def test_of_those_who_share_an_invite_one_gets_in(schema_url: str) -> None:
     database = Database(schema_url)
     service = registration_on(database, registration="invite")
-    made = await service.invite(await create_user(database), timedelta(days=1), None)
+    made = await service.invite(await create_admin(database), timedelta(days=1), None)
     asked = (service.register(f"guest-{n}", PASSWORD, ADDRESS, made.code) for n in range(5))
     outcomes = await asyncio.gather(*asked, return_exceptions=True)
     assert sorted(type(each).__name__ for each in outcomes) == ["InvalidInvite"] * 4 + ["User"]
@@ -169,7 +177,7 @@ async def test_of_those_who_share_an_invite_one_gets_in(schema_url: str) -> None
 async def test_an_invite_outlives_a_name_that_is_taken_but_not_its_own_end(schema_url: str) -> None:
     database = Database(schema_url)
     service = registration_on(database, registration="invite")
-    admin_id = await create_user(database, "taken")
+    admin_id = await create_admin(database, "taken")
     made = await service.invite(admin_id, timedelta(days=1), None)
     with pytest.raises(UsernameTaken):
         await service.register("taken", PASSWORD, ADDRESS, made.code)
@@ -273,6 +281,24 @@ async def test_the_last_admin_stays(schema_url: str, change: dict[str, bool]) ->
         assert len(list(await session.scalars(select(User.id).where(User.is_admin, User.is_active)))) == 1
     for database in databases:
         await database.close()
+
+
+async def test_who_was_shut_out_meanwhile_administers_nothing(schema_url: str) -> None:
+    database = Database(schema_url)
+    registration = registration_on(database)
+    service = AdministrationService(database, registration, Passwords(0))
+    boss, fired = [await create_user(database, name) for name in ("boss", "fired")]
+    for name in ("boss", "fired"):
+        await service.appoint(name, None)
+    await service.change(boss, fired, is_active=False, is_admin=None)
+    for attempt in (
+        service.change(fired, fired, is_active=True, is_admin=True),
+        service.reset_password(fired, boss),
+        registration.invite(fired, timedelta(days=1), None),
+    ):
+        with pytest.raises(AdminOnly):
+            await attempt
+    await database.close()
 
 
 @pytest.mark.parametrize("path", ["", "/reset-password"])

@@ -8,11 +8,13 @@ import stat
 import subprocess
 import sys
 import tomllib
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import requires
 from multiprocessing import get_context
 from pathlib import Path
+from secrets import token_bytes, token_hex, token_urlsafe
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import ValidationError
 
-from app.settings import Settings, load_secrets, read_or_create_secret
+from app.settings import Settings, is_easy_to_guess, load_secrets, read_or_create_secret
 from tests.servers import PROJECT
 
 TOP_LEVEL = {
@@ -219,6 +221,36 @@ def test_production_starts_with_safe_settings() -> None:
 def test_production_refuses_unsafe_settings(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         Settings(**{**SAFE, **change})
+
+
+WEAK = [
+    "x" * 43,
+    "12345678901234567890123456789012",
+    "abcdefghijklmnopqrstuvwxyz123456",
+    "dev-secret-do-not-use-in-production!",
+    "passwordpassword1234567890123456",
+    "supersecretsupersecretsupersecret123",
+    "jwt_secret_jwt_secret_jwt_secret_123",
+    "qwertyuiopasdfghjklzxcvbnm1234567890",
+    "please-change-me-0123456789-abcdefgh",
+    "your-secret-key-here-0123456789abcdef",
+    "$(openssl rand -base64 48) of the README",
+]
+
+
+@pytest.mark.usefixtures("no_environment")
+@pytest.mark.parametrize("secret", WEAK)
+def test_production_refuses_secrets_that_somebody_would_try(secret: str) -> None:
+    for name in ("jwt_secret", "credential_keys"):
+        for given in (secret, f"{GENERATED_SECRET},{secret}"):
+            with pytest.raises(ValidationError, match=f"{name.upper()} is easy to guess") as refusal:
+                Settings(**{**SAFE, name: given})
+            assert secret not in str(refusal.value)
+
+
+def test_no_random_secret_is_taken_for_a_weak_one() -> None:
+    makers = (token_urlsafe, token_hex, lambda size: b64encode(token_bytes(size)).decode())
+    assert not any(is_easy_to_guess(make(size)) for make in makers for size in (32, 48) for _ in range(500))
 
 
 @pytest.mark.usefixtures("no_environment")

@@ -3,16 +3,18 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from passlib.hash import pbkdf2_sha256
 from sqlalchemy import select, update
 
 from app.database import Database
 from app.errors import AppError, Unauthorized
-from app.models import Login, User
+from app.models import Login, UsedTicket, User
 from app.ratelimit import RateLimiter
 from app.routers import live
 from app.security import TokenSigner
@@ -112,6 +114,22 @@ async def test_of_refreshes_at_once_one_wins_at_most(account: Account) -> None:
     assert await status_of(account, tokens["access_token"]) == 401
 
 
+@pytest.mark.parametrize("round_number", range(5))
+async def test_without_an_overlap_both_of_two_at_once_never_win(schema_url: str, round_number: int) -> None:
+    databases = [Database(schema_url) for _ in range(2)]
+    signer = TokenSigner(("s" * 43,), 60)
+    services = [LoginService(Settings(_env_file=None), each, signer, RateLimiter(), Passwords(0)) for each in databases]
+    user_id = await create_user(databases[0])
+    for _ in range(8):
+        async with databases[0].transaction() as session:
+            session.add(login := begin_login(user_id))
+        token = signer.issue_refresh(user_id, login.id, 0, 60)
+        outcomes = await asyncio.gather(*(each.refresh(token) for each in services), return_exceptions=True)
+        assert [type(each) for each in outcomes].count(Unauthorized) == 1
+    for database in databases:
+        await database.close()
+
+
 async def test_within_the_overlap_a_repeated_refresh_is_the_same_one(
     strict_backend: Server, create_account: CreateAccount
 ) -> None:
@@ -189,18 +207,36 @@ async def test_logins_that_are_over_and_the_oldest_of_too_many_are_removed(
 # ---- Passwords
 
 
-async def test_changing_the_password_ends_the_other_logins(backend: Server, create_account: CreateAccount) -> None:
+async def test_changing_the_password_ends_all_logins_and_begins_a_new_one(
+    backend: Server, create_account: CreateAccount
+) -> None:
     account = await create_account(backend)
     other = await log_in(account)
     form = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
     changed = await account.client.put("/api/user/password", json=form)
-    assert changed.json() == {"code": 200, "message": "success", "data": None}
-    assert (await account.client.get(ME)).status_code == 200
+    assert changed.status_code == 200
+    assert (await account.client.get(ME)).status_code == 401
     assert await status_of(account, other["access_token"]) == 401
     assert (await refresh(account, other["refresh_token"])).status_code == 401
+    assert await status_of(account, changed.json()["data"]["access_token"]) == 200
+    assert (await refresh(account, changed.json()["data"]["refresh_token"])).status_code == 200
     assert (await log_in(account, NEW_PASSWORD))["access_token"]
     old = {"username": account.username, "password": PASSWORD}
     assert (await account.client.post("/api/auth/login", json=old)).status_code == 401
+
+
+async def test_passwords_are_changed_so_often_only(strict_backend: Server, create_account: CreateAccount) -> None:
+    account = await create_account(strict_backend)
+    form = {"current_password": PASSWORD, "new_password": "12345678"}
+    answers = [await account.client.put("/api/user/password", json=form) for _ in range(4)]
+    assert [answer.json()["error"] for answer in answers] == ["WEAK_PASSWORD"] * 3 + ["RATE_LIMITED"]
+
+
+async def test_logins_at_once_bear_that_one_of_them_renews_the_hash(account: Account, backend: Server) -> None:
+    user = uuid.UUID(account.user_id)
+    rows(backend, "UPDATE users SET password_hash = ? WHERE id = ? RETURNING id", pbkdf2_sha256.hash(PASSWORD), user)
+    all_in = await asyncio.gather(*(log_in(account) for _ in range(4)))
+    assert len({each["access_token"] for each in all_in}) == 4
 
 
 async def test_only_who_knows_the_password_changes_it_and_guesses_are_limited(
@@ -275,6 +311,22 @@ async def test_of_uses_of_a_ticket_at_once_one_is_let_in(backend: Server, create
     async with httpx.AsyncClient(base_url=backend.url, trust_env=False, verify=NO_AUTHORITIES) as browser:
         answers = await asyncio.gather(*(browser.get(url, params={"token": ticket}) for _ in range(8)))
     assert sorted(answer.status_code for answer in answers) == [200] + [401] * 7
+
+
+async def test_a_used_ticket_is_remembered_longer_than_it_is_good(schema_url: str) -> None:
+    database, signer = Database(schema_url), TokenSigner(("s" * 43,), 60)
+    logins = LoginService(Settings(_env_file=None), database, signer, RateLimiter(), Passwords(0))
+    user_id = await create_user(database)
+    async with database.transaction() as session:
+        session.add(login := begin_login(user_id))
+        session.add(UsedTicket(id=(recent := uuid.uuid4()), expires_at=datetime.now(UTC) - timedelta(seconds=30)))
+        session.add(UsedTicket(id=(old := uuid.uuid4()), expires_at=datetime.now(UTC) - timedelta(hours=1)))
+    await logins.authenticate_by_url(signer.issue_ticket(user_id, login.id))
+    async with database.snapshot() as session:
+        known = set(await session.scalars(select(UsedTicket.id)))
+    assert recent in known
+    assert old not in known
+    await database.close()
 
 
 async def test_a_ticket_of_a_login_that_is_over_lets_nobody_in(backend: Server, create_account: CreateAccount) -> None:

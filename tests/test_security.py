@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jose import jwt
 
 from app.errors import SealBroken, Unauthorized
-from app.security import KeySealer, TokenSigner, Use, hash_password, mask_api_key, verify_password
+from app.security import KeySealer, TokenSigner, Use, count_guesses, hash_password, mask_api_key, verify_password
 
 FIRST, SECOND = "first-sealing-key-" + "1" * 30, "second-sealing-key-" + "2" * 30
 SECRET, OTHER_SECRET = "signing-secret-" + "s" * 30, "another-secret-" + "t" * 30
@@ -89,6 +89,30 @@ def test_a_token_without_a_claim_is_refused(missing: str) -> None:
 def test_a_token_of_an_unknown_key_is_refused(kid: Any) -> None:
     with pytest.raises(Unauthorized):
         TokenSigner((SECRET,), 60).read(forge(claims_of_a_token(), kid=kid))
+
+
+ODD_CLAIMS: list[tuple[str, Any]] = [
+    *(("gen", gen) for gen in ("1", None, [], {}, True, 1.5, -1, 2**31 - 1, 2**63)),
+    *(("exp", exp) for exp in (10**18, 1e300, "never", None)),
+    *((name, value) for name in ("sub", "sid", "jti") for value in ("", 7, None, [], "x" * 32, "../x")),
+    ("use", ["access"]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ODD_CLAIMS, ids=str)
+def test_odd_claims_are_refused_even_when_we_signed_them(name: str, value: Any) -> None:
+    with pytest.raises(Unauthorized):
+        TokenSigner((SECRET,), 60).read(forge({**claims_of_a_token(), name: value}))
+
+
+@pytest.mark.parametrize(
+    "password", ["4a8b({[<c3e6g9i!1|lo0s$5t+7x%z2z4@8({[<3", "x" * 128, "ab" * 64, "\U0001f600" * 128]
+)
+def test_a_password_is_judged_in_no_time(password: str) -> None:
+    count_guesses("warm up")
+    started = time.process_time()
+    count_guesses(password, "x" * 64)
+    assert time.process_time() - started < 0.5
 
 
 def test_each_token_is_good_for_its_own_use_only() -> None:

@@ -107,7 +107,7 @@ async def register(services: ServicesDep, address: ClientAddress, form: Registra
 )
 async def login(services: ServicesDep, address: ClientAddress, form: Login) -> Envelope[LoginTokens]:
     """Exchange name and password for tokens."""
-    return Envelope(data=_shown(await services.logins.login(form.username, form.password, address)))
+    return Envelope(data=show_tokens(await services.logins.login(form.username, form.password, address)))
 
 
 @router.post(
@@ -139,7 +139,7 @@ async def token(
 )
 async def refresh(services: ServicesDep, form: RefreshForm) -> Envelope[LoginTokens]:
     """Exchange a refresh token for new tokens."""
-    return Envelope(data=_shown(await services.logins.refresh(form.refresh_token)))
+    return Envelope(data=show_tokens(await services.logins.refresh(form.refresh_token)))
 
 
 @router.post(
@@ -173,7 +173,8 @@ async def ticket(services: ServicesDep, visitor: CurrentVisitor) -> Envelope[Tic
     return Envelope(data=Ticket(ticket=secret, expires_in=seconds))
 
 
-def _shown(tokens: Tokens) -> LoginTokens:
+def show_tokens(tokens: Tokens) -> LoginTokens:
+    """What a login hands out, as clients get it."""
     return LoginTokens(
         access_token=tokens.access,
         expires_in=tokens.access_seconds,

@@ -89,7 +89,7 @@ class Presented:
     """What a client shows to be let in, where, and the subprotocol that he is answered with."""
 
     token: str | None = field(repr=False)
-    subprotocol: str | None
+    subprotocol: str | None = field(repr=False)
     is_in_url: bool = False
 
 

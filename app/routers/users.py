@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field, field_validator
 
 from app.models import ApiKey
+from app.routers.auth import LoginTokens, show_tokens
 from app.routers.dependencies import ClientAddress, CurrentUser, CurrentVisitor, ServicesDep
 from app.routers.envelope import Envelope, error_answers
 from app.routers.fields import MAX_PASSWORD_CHARS, NewPassword, Text
@@ -97,7 +98,7 @@ async def me(services: ServicesDep, user: CurrentUser) -> Envelope[Profile]:
     "/password",
     summary="修改密码",
     description=(
-        "需要当前密码；成功后其他设备上的登录全部失效，当前登录保持有效。"
+        "需要当前密码；成功后所有登录（包括当前的）立即失效，请改用返回的新令牌。"
         "当前密码错误返回 400 `WRONG_PASSWORD`，连续失败过多会被暂时限制（429）；"
         "太容易被猜到的新密码返回 400 `WEAK_PASSWORD`。"
     ),
@@ -105,10 +106,10 @@ async def me(services: ServicesDep, user: CurrentUser) -> Envelope[Profile]:
 )
 async def put_password(
     services: ServicesDep, visitor: CurrentVisitor, address: ClientAddress, form: PasswordForm
-) -> Envelope[None]:
+) -> Envelope[LoginTokens]:
     """Replace the password."""
-    await services.logins.change_password(visitor, form.current_password, form.new_password, address)
-    return Envelope(data=None)
+    tokens = await services.logins.change_password(visitor, form.current_password, form.new_password, address)
+    return Envelope(data=show_tokens(tokens))
 
 
 @router.delete(

@@ -13,7 +13,7 @@ from app.errors import LastAdmin, UserNotFound
 from app.models import ApiKey, User
 from app.services.logins import comparable, end_logins
 from app.services.passwords import Passwords
-from app.services.registration import RegistrationService
+from app.services.registration import RegistrationService, require_admin
 
 log = structlog.get_logger(__name__)
 
@@ -57,12 +57,14 @@ class AdministrationService:
     ) -> ListedUser:
         """Shut a user out or let him back in, make him an admin or none. What is None stays as it is.
 
-        Who is shut out is logged out; what was bought for him is finished. Raises UserNotFound or LastAdmin.
+        Who is shut out is logged out; what was bought for him is finished. Raises UserNotFound, LastAdmin, or AdminOnly
+        if the admin was shut out himself meanwhile.
         """
         values = {"is_active": is_active, "is_admin": is_admin}
         values = {name: value for name, value in values.items() if value is not None}
         async with self._database.transaction() as session:
             await queue_up(session, ADMINS_LINE)
+            await require_admin(session, admin_id)
             user = await _find(session, user_id)
             for name, value in values.items():
                 setattr(user, name, value)
@@ -78,7 +80,7 @@ class AdministrationService:
     async def reset_password(self, admin_id: uuid.UUID, user_id: uuid.UUID) -> str:
         """Give a user another password, which only the caller learns, and end his logins. Raises UserNotFound."""
         password = secrets.token_urlsafe(PASSWORD_BYTES)
-        await self._replace_password(user_id, await self._passwords.hash(password))
+        await self._replace_password(user_id, await self._passwords.hash(password), admin_id)
         log.info("password_reset", admin_id=str(admin_id), user_id=str(user_id))
         return password
 
@@ -105,8 +107,12 @@ class AdministrationService:
         return "appointed"
 
     @once_more
-    async def _replace_password(self, user_id: uuid.UUID, password_hash: str) -> None:
+    async def _replace_password(
+        self, user_id: uuid.UUID, password_hash: str, admin_id: uuid.UUID | None = None
+    ) -> None:
         async with self._database.transaction() as session:
+            if admin_id is not None:
+                await require_admin(session, admin_id)
             (await _find(session, user_id)).password_hash = password_hash
             await end_logins(session, user_id)
 

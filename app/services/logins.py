@@ -26,6 +26,9 @@ from app.timing import note
 
 log = structlog.get_logger(__name__)
 
+# A second one when the hash was replaced while the password was compared, as by a login at the same time.
+LOGIN_TRIES = 2
+SKEW = timedelta(minutes=5)
 # The oldest end when a user has more: a script that logs in for every call must not fill the database.
 MAX_LOGINS = 1000
 # One address may fail so many times more often with many names than with one: offices share an address.
@@ -69,14 +72,16 @@ class LoginService:
         Takes the same time whether or not the name exists.
         """
         key = comparable(username)
-        async with self._database.snapshot() as session:
-            user = await session.scalar(select(User).where(User.username_key == key))
-        new_hash = await self._prove(user, key, password, address)
-        if user is None or not user.is_active:
-            raise InvalidCredentials
-        login = await self._begin(user, new_hash)
-        log.info("login_begun", user_id=str(user.id), login_id=str(login.id))
-        return self._tokens(login)
+        for _ in range(LOGIN_TRIES):
+            await self._require_patience(key, address)
+            async with self._database.snapshot() as session:
+                user = await session.scalar(select(User).where(User.username_key == key))
+            proven, new_hash = await self._prove(user, key, password, address)
+            login = await self._begin(proven, new_hash)
+            if login is not None:
+                log.info("login_begun", user_id=str(proven.id), login_id=str(login.id))
+                return self._tokens(login)
+        raise InvalidCredentials
 
     async def authenticate(self, token: str) -> Visitor:
         """Whose access token this is. Raises Unauthorized when it is not valid, its login over or the user gone."""
@@ -130,60 +135,60 @@ class LoginService:
             await session.execute(delete(Login).where(chosen))
         log.info("login_ended", user_id=str(visitor.user.id), everywhere=everywhere)
 
-    async def change_password(self, visitor: Visitor, present: str, wanted: str, address: str) -> None:
-        """Replace the user's password, and end all of his logins but this one.
+    async def change_password(self, visitor: Visitor, present: str, wanted: str, address: str) -> Tokens:
+        """Replace the user's password, end all of his logins, and begin a new one.
 
-        Raises WrongPassword, RateLimited after too many failures, WeakPassword, or Unauthorized if he left meanwhile.
+        Raises WrongPassword, RateLimited after too many tries, WeakPassword, or Unauthorized if he left meanwhile.
         """
         user = visitor.user
+        await self._limiter.check(self._settings.login_limit, "password", str(user.id), always=True)
+        await self._require_patience(user.username_key, address)
         try:
             await self._prove(user, user.username_key, present, address)
         except InvalidCredentials:
             raise WrongPassword from None
         await self._passwords.require_strong(wanted, user.username)
-        await self._replace_password(visitor, await self._passwords.hash(wanted))
+        login = await self._replace_password(user, await self._passwords.hash(wanted))
         log.info("password_changed", user_id=str(user.id))
+        return self._tokens(login)
 
-    async def _prove(self, user: User | None, username_key: str, password: str, address: str) -> str | None:
-        """See that a password is right; gives a hash to replace an outdated one.
+    async def _require_patience(self, username_key: str, address: str) -> None:
+        """Raise RateLimited after too many failures of a name or an address, or when too many are being looked at."""
+        limit = self._settings.login_limit
+        await self._limiter.require(limit, "login", username_key, address, always=True)
+        await self._limiter.require(multiply(limit, NAMES_PER_ADDRESS), "logins", address, always=True)
+        self._passwords.require_room()
+
+    async def _prove(
+        self, user: User | None, username_key: str, password: str, address: str
+    ) -> tuple[User, str | None]:
+        """See that a password is right; gives its user, and a hash to replace an outdated one.
 
         Raises InvalidCredentials, or RateLimited after too many failures of a name, or of an address.
         """
-        limit = self._settings.login_limit
-        attempt, address_limit = ("login", username_key, address), multiply(limit, NAMES_PER_ADDRESS)
-        everybody = ("logins", address)
-        await self._limiter.require(limit, *attempt, always=True)
-        await self._limiter.require(address_limit, *everybody, always=True)
+        limit, attempt = self._settings.login_limit, ("login", username_key, address)
         fits, new_hash = await self._passwords.verify(password, user.password_hash if user else None)
         if user is None or not fits or not user.is_active:
             log.info("login_failed", address=address, user_id=str(user.id) if user else None)
-            await self._limiter.check(address_limit, *everybody, always=True)
+            await self._limiter.check(multiply(limit, NAMES_PER_ADDRESS), "logins", address, always=True)
             await self._limiter.check(limit, *attempt, always=True)
             raise InvalidCredentials
         await self._limiter.require(limit, *attempt, always=True)  # others may have failed meanwhile
-        return new_hash
+        return user, new_hash
 
     @once_more
-    async def _begin(self, user: User, new_hash: str | None) -> Login:
-        """Write a login down. Raises InvalidCredentials if the password was replaced, or the user left, meanwhile."""
-        now = datetime.now(UTC)
-        login = Login(
-            id=uuid.uuid4(),
-            user_id=user.id,
-            generation=0,
-            created_at=now,
-            refreshed_at=now,
-            expires_at=self._end_at(now),
-        )
+    async def _begin(self, user: User, new_hash: str | None) -> Login | None:
+        """Write a login down; None if the password, or only its hash, was replaced meanwhile, or the user has left."""
+        login = self._new_login(user)
         same = select(User).where(User.id == user.id, User.is_active, User.password_hash == user.password_hash)
         mine = select(Login.id).where(Login.user_id == user.id).order_by(Login.refreshed_at.desc())
         async with self._database.transaction() as session:
             present = await session.scalar(same.with_for_update())
             if present is None:
-                raise InvalidCredentials
+                return None
             if new_hash:
                 present.password_hash = new_hash
-            over = or_(Login.expires_at <= now, Login.id.in_(mine.offset(MAX_LOGINS - 1)))
+            over = or_(Login.expires_at <= login.created_at, Login.id.in_(mine.offset(MAX_LOGINS - 1)))
             await session.execute(delete(Login).where(Login.user_id == user.id, over))
             session.add(login)
         return login
@@ -198,7 +203,8 @@ class LoginService:
 
     async def _use_up(self, claims: Claims) -> None:
         """Let a ticket be of no use any more. Raises Unauthorized if it is not already."""
-        expired = delete(UsedTicket).where(UsedTicket.expires_at < datetime.now(UTC))
+        # Others' clocks may be behind.
+        expired = delete(UsedTicket).where(UsedTicket.expires_at < datetime.now(UTC) - SKEW)
         try:
             async with self._database.transaction() as session:
                 session.add(UsedTicket(id=claims.token_id, expires_at=claims.expires_at))
@@ -220,24 +226,41 @@ class LoginService:
             if await session.scalar(_living(claims.user_id, claims.login_id)) is None:
                 return None
             renewed: Login | None = await session.scalar(present.values(next_one).returning(Login))
-            return renewed or await session.scalar(select(Login).where(*mine, *repeated))
+            if renewed is None and overlap:
+                renewed = await session.scalar(select(Login).where(*mine, *repeated))
+            return renewed
 
     @once_more
     async def _end(self, claims: Claims) -> bool:
         """End a login; says whether it was there."""
         async with self._database.transaction() as session:
-            gone = delete(Login).where(Login.id == claims.login_id).returning(Login.id)
+            mine = Login.id == claims.login_id, Login.user_id == claims.user_id
+            gone = delete(Login).where(*mine).returning(Login.id)
             return await session.scalar(gone) is not None
 
     @once_more
-    async def _replace_password(self, visitor: Visitor, password_hash: str) -> None:
-        same = User.id == visitor.user.id, User.is_active, User.password_hash == visitor.user.password_hash
+    async def _replace_password(self, user: User, password_hash: str) -> Login:
+        """Write down a password and the only login with it. Raises Unauthorized if somebody else did so meanwhile."""
+        login = self._new_login(user)
+        same = User.id == user.id, User.is_active, User.password_hash == user.password_hash
         async with self._database.transaction() as session:
             changed = update(User).where(*same).values(password_hash=password_hash).returning(User.id)
             if await session.scalar(changed) is None:
                 raise Unauthorized
-            others = delete(Login).where(Login.user_id == visitor.user.id, Login.id != visitor.login_id)
-            await session.execute(others)
+            await end_logins(session, user.id)
+            session.add(login)
+        return login
+
+    def _new_login(self, user: User) -> Login:
+        now = datetime.now(UTC)
+        return Login(
+            id=uuid.uuid4(),
+            user_id=user.id,
+            generation=0,
+            created_at=now,
+            refreshed_at=now,
+            expires_at=self._end_at(now),
+        )
 
     def _end_at(self, now: datetime) -> datetime:
         return now + timedelta(seconds=self._refresh_seconds)

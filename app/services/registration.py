@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import Database, once_more, queue_up
-from app.errors import InvalidInvite, InviteNotFound, RegistrationClosed, UsernameTaken
+from app.errors import AdminOnly, InvalidInvite, InviteNotFound, RegistrationClosed, UsernameTaken
 from app.models import Invite, User
 from app.ratelimit import RateLimiter
 from app.services.logins import comparable
@@ -77,7 +77,7 @@ class RegistrationService:
         )
 
     async def invite(self, admin_id: uuid.UUID, lifetime: timedelta, note: str | None) -> Invitation:
-        """Make an invite for one person."""
+        """Make an invite for one person. Raises AdminOnly if the admin was shut out meanwhile."""
         code = f"{CODE_PREFIX}{secrets.token_urlsafe(CODE_BYTES)}"
         now = datetime.now(UTC)
         invite = Invite(
@@ -89,6 +89,7 @@ class RegistrationService:
             expires_at=now + lifetime,
         )
         async with self._database.transaction() as session:
+            await require_admin(session, admin_id)
             session.add(invite)
         log.info("invite_made", invite_id=str(invite.id), admin_id=str(admin_id))
         return Invitation(invite, code)
@@ -128,6 +129,13 @@ class RegistrationService:
                 used = update(Invite).where(*_is_good(invite_code)).values(used_at=datetime.now(UTC), used_by=user.id)
                 if await session.scalar(used.returning(Invite.id)) is None:
                     raise InvalidInvite
+
+
+async def require_admin(session: AsyncSession, user_id: uuid.UUID) -> None:
+    """Refuse what is done in the name of somebody who is no admin any more, inside a transaction. Raises AdminOnly."""
+    acting = select(User.id).where(User.id == user_id, User.is_admin, User.is_active)
+    if await session.scalar(acting.with_for_update(read=True, key_share=True)) is None:
+        raise AdminOnly
 
 
 async def _is_first(session: AsyncSession) -> bool:
