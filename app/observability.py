@@ -124,10 +124,8 @@ class _Exchange:
         metrics.REQUESTS.labels(metrics.method_label(method), self._route, self._status).inc()
         metrics.REQUEST_SECONDS.labels(self._route).observe(seconds)
         named = str(self._scope.get("path_params", {}).get("record_id", ""))
-        facts = {
-            "record_id": int(named) if named.isdecimal() and len(named) <= MAX_ID_DIGITS else None,
-            **self._timing.facts,
-        }
+        is_id = named.isdecimal() and len(named) <= MAX_ID_DIGITS
+        facts = {"record_id": int(named) if is_id else None, **self._timing.facts}
         log.info(
             "request",
             method=method,

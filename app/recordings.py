@@ -94,6 +94,8 @@ PROBE_SECONDS = 5.0
 MAX_STREAMS = 16
 MAX_CHANNELS = 8
 MAX_SAMPLE_RATE = 384_000
+# Read before the codecs are known: frames of a few bytes each take fifty times their size until then.
+MAX_PROBED_BYTES = 1024 * 1024
 MAX_TAGS = 8
 TAG_HEADER_BYTES = 10
 HEAD_BYTES = 512
@@ -155,6 +157,7 @@ def _open(view: "_View", containers: Collection[str]) -> InputContainer:
         "codec_whitelist": _decoders(view),
         "protocol_whitelist": "",
         "max_streams": str(MAX_STREAMS),
+        "probesize": str(MAX_PROBED_BYTES),
     }
     # Tags are often in GBK or worse.
     return av.open(view, "r", container_options=leash, metadata_errors="replace")
