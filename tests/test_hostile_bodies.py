@@ -378,3 +378,29 @@ async def test_no_way_leads_out_of_the_folder_of_media(on_sqlite: Server) -> Non
         assert secret not in answer
         assert b"heard" not in answer
         assert b"root:" not in answer
+
+
+# ---- Bodies that nobody asked for
+
+
+async def test_a_body_that_goes_on_into_its_answer_ends_the_connection_and_is_no_bug(
+    on_sqlite: Server, create_account: CreateAccount
+) -> None:
+    user = await create_account(on_sqlite)
+    text = "今天天气真好，我们一起去公园散步吧。" * 2000
+    body = {"model": "cosyvoice-v3-flash", "voice": "longanyang", "text": text, "async": True}
+    record = (await user.client.post("/api/audio/tts/synthesize-long", json=body)).json()["data"]["record_id"]
+    head = (
+        f"GET /api/audio/records/{record}/events HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+        f"Authorization: {user.client.headers['authorization']}\r\n\r\n"
+    )
+
+    def flood() -> bytes:
+        with Peer(int(on_sqlite.url.rpartition(":")[2]), head.encode()) as peer:
+            begun = peer.socket.recv(65536)
+            peer.repeat(b"400\r\n" + b"a" * 1024 + b"\r\n")
+            return begun + peer.hear()
+
+    assert (await asyncio.to_thread(flood)).startswith(b"HTTP/1.1 200")
+    assert "request_failed" not in on_sqlite.log
+    await user.client.post(f"/api/audio/records/{record}/cancel")

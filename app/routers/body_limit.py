@@ -39,19 +39,26 @@ class BodyLimit:
         if declared.isdigit() and int(declared) > max_bytes:
             await error_response(_refusal(upload_bytes, max_bytes))(scope, receive, send)
             return
-        read = 0
+        read, is_answered = 0, False
+
+        async def send_watched(message: Message) -> None:
+            nonlocal is_answered
+            is_answered = True
+            await send(message)
 
         async def receive_counted() -> Message:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
+            if read > max_bytes and is_answered:
+                return {"type": "http.disconnect"}  # who goes on sending into an answer does not listen
             if read > max_bytes:
                 refusal = _refusal(upload_bytes, max_bytes)
                 # FastAPI lets nothing else through while it reads a body.
                 raise refusal if upload_bytes else HTTPException(refusal.status, refusal.message)
             return message
 
-        await self._app(scope, receive_counted, send)
+        await self._app(scope, receive_counted, send_watched)
 
     def _upload_limit(self, path: str) -> int | None:
         below = f"{path.rpartition('/')[0]}/"
