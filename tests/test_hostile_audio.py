@@ -15,7 +15,7 @@ LARGEST = 10 * MIB
 MEMORY_BYTES = 96 * MIB
 # The real limit takes longer than a test should.
 PROBE_SECONDS = 0.7
-SLACK_SECONDS = 3.0
+SLACK_SECONDS = 8.0
 
 
 def filled(beginning: bytes, piece: bytes, size: int = LARGEST) -> bytes:
@@ -161,12 +161,13 @@ import json, os, sys, threading, time
 from app import recordings
 from app.errors import AppError
 
-recordings.PROBE_SECONDS = float(sys.argv[2])
 
 def status(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 
 def judge(path):
+    if "aac" not in path:  # which takes its memory bit by bit
+        recordings.PROBE_SECONDS = float(sys.argv[2])
     gaps, done = [0.0], threading.Event()
     def live():
         last = time.monotonic()
