@@ -9,6 +9,7 @@ import pytest
 from tests.fuzz.callers import call_hostile, meeting_hostile
 from tests.fuzz.clients import visit
 from tests.fuzz.house import House, note_log, open_house, take_token
+from tests.fuzz.orders import meeting_gateway, order_anything
 from tests.fuzz.routes import fuzz_routes, refuse_strangers
 from tests.fuzz.tally import Tally
 
@@ -52,3 +53,8 @@ async def test_a_hostile_provider_is_told_from_a_good_one(tmp_path: Path) -> Non
         tally = await call_hostile(server, provider, calls=40, at_once=12, seed=1)
     assert provider.breaches == []
     expect_nothing_wrong(tally)
+
+
+async def test_hostile_services_are_answered_as_documented(tmp_path: Path) -> None:
+    async with meeting_gateway(tmp_path, seed=1) as met:
+        expect_nothing_wrong(await order_anything(*met, calls=60, at_once=16, seed=1))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -15,6 +16,7 @@ from app.transcripts import storable
 
 log = structlog.get_logger(__name__)
 
+_DATA = re.compile(rb"^data:(.*)", re.MULTILINE)
 BEIJING = ZoneInfo("Asia/Shanghai")  # the zone of the provider's times, in every region (§3, §5.1)
 YEARS = range(1970, 3000)  # what every zone can show
 MAX_COUNT = 2_000_000  # tokens, or seconds of 16 tracks of 12 hours; what is larger is no count
@@ -105,7 +107,8 @@ def _unclear(status: int) -> UnclearAnswer:
 
 def _find_json(content: bytes) -> dict[str, Any]:
     """The JSON object of a body, or of the data lines of a server-sent event."""
-    for candidate in (content, b"\n".join(line[5:] for line in content.splitlines() if line.startswith(b"data:"))):
+    told = _DATA.findall(content.replace(b"\r", b"\n")) if b"data:" in content else ()
+    for candidate in (content, b"\n".join(told)):
         try:
             found = json.loads(candidate)
         except (ValueError, RecursionError):

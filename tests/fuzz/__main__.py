@@ -11,6 +11,7 @@ from tests.databases import provider
 from tests.fuzz.callers import call_hostile, meeting_hostile
 from tests.fuzz.clients import visit
 from tests.fuzz.house import House, note_log, open_house, take_token
+from tests.fuzz.orders import meeting_gateway, order_anything
 from tests.fuzz.routes import fuzz_routes, refuse_strangers
 from tests.fuzz.tally import Tally
 
@@ -42,7 +43,22 @@ async def _meet(folder: Path, options: argparse.Namespace) -> Tally:
         return await call_hostile(server, provider, calls=options.examples * 5, at_once=AT_ONCE, seed=options.seed)
 
 
-PARTS: dict[str, Part] = {"routes": _routes, "strangers": _strangers, "clients": _clients, "provider": _provider}
+def _services(house: House, options: argparse.Namespace) -> Tally:
+    return asyncio.run(_order(house.server.folder, options))
+
+
+async def _order(folder: Path, options: argparse.Namespace) -> Tally:
+    async with meeting_gateway(folder / "hostile", options.seed) as met:
+        return await order_anything(*met, calls=options.examples * 5, at_once=AT_ONCE, seed=options.seed)
+
+
+PARTS: dict[str, Part] = {
+    "routes": _routes,
+    "strangers": _strangers,
+    "clients": _clients,
+    "provider": _provider,
+    "services": _services,
+}
 AT_ONCE = 8
 
 

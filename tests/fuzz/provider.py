@@ -62,7 +62,7 @@ class HostileProvider:
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
         chance = Random(f"{self._seed}-{self._connections}")
-        with suppress(Left, *_GONE):
+        with suppress(Left, *_GONE, asyncio.CancelledError):  # the last is the end of the run
             await _Visit(self, chance, reader, writer).run()
         writer.transport.abort()
 
