@@ -17,7 +17,7 @@ from schemathesis.engine.events import FatalError, NonFatalError, ScenarioFinish
 
 from tests.fuzz.tally import Tally
 
-# What changes the account itself is tried with a fresh one for each case: whoever is logged out, sees nothing more.
+# What changes the account itself is tried with accounts of its own: whoever is logged out, sees nothing more.
 OWN_ACCOUNT = r"^/api/(auth|user|admin)/"
 CHECKS = (
     "not_a_server_error",
@@ -37,8 +37,8 @@ ALLOWING = {"not_a_server_error": {"enabled": True, "expected-statuses": ["2xx",
 # What no schema says: how fields go together, where an address leads, what a task has, how many digits a number has;
 # and what an OAuth2 form is, which has no null and of which an empty field counts as none.
 UNTOLD = re.compile(
-    "^from 不能晚于 to$|^from 与 to 之间最多|必须且只能提供一个$|^(audio|file)_url |^channel_id 必须是以下之一："
-    "|最多 8 位小数$|^缺少必填字段 (username|password)|^grant_type 必须是"
+    "^from 不能晚于 to$|^context 不能与 |^from 与 to 之间最多|必须且只能提供一个$|^(audio|file)_url "
+    "|^channel_id 必须是以下之一：|最多 8 位小数$|^缺少必填字段 (username|password)|^grant_type 必须是"
 )
 # Without a model that there is, nothing behind it would be reached.
 PLAUSIBLE = {
@@ -91,7 +91,7 @@ def fuzz_routes(
 ) -> Tally:
     """Try every operation of a server with `examples` random cases, besides those at the bounds of each field.
 
-    `token` is of a user with a key, `take_token` gives that of another one each time.
+    `token` is of a user with a key, `take_token` gives that of another one who may be lost.
     """
     tally = Tally("routes")
     for is_own_account in (False, True):
@@ -112,7 +112,7 @@ def fuzz_routes(
 
 def _somebody_else(take_token: TakeToken) -> type[Any]:
     class SomebodyElse:
-        """A user of his own for each case."""
+        """A user of his own for each case after which the last is one no more."""
 
         def get(self, case: Case[Any], context: Any) -> str:
             return take_token()
