@@ -26,7 +26,7 @@ _BILLED = f"SELECT coalesce(sum(quantity), 0) FROM bills WHERE {_HIS}"  # noqa: 
 # What uvicorn writes of a text that is no UTF-8 and of a second one that came with it, and what it says to who speaks
 # into a connection that it has just ended itself.
 NO_TEXT = ("Invalid UTF-8 sequence received from client.", "connection is closing", "after sending 'websocket.close'")
-_GONE = (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError)
+_GONE = (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError)
 
 
 async def visit(house: House, *, visits: int, at_once: int, seed: int) -> Tally:

@@ -18,7 +18,7 @@ BOMB = gzip.compress(bytes(100_000_000), 9)
 STATUSES = (200, 201, 204, 206, 304, 400, 401, 403, 404, 409, 413, 418, 429, 430, 500, 502, 503, 504, 599)
 REDIRECTS = (301, 302, 303, 307, 308)
 RETRY_AFTERS = ("0", "1", "-1", "x", "9" * 400, "Wed, 21 Oct 2099 07:28:00 GMT", "\xff", "Mon, 99 Foo 0000 99:99:99 X")
-_GONE = (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError)
+_GONE = (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError)
 
 
 class HostileGateway:

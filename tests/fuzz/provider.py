@@ -33,7 +33,7 @@ CLOSE_CODES = (
 )
 LONG_SECONDS = 4.0  # more than what is waited for an answer
 # A connection that was broken in the middle of a frame says anything: what came of it is seen on the client's side.
-_GONE = (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError)
+_GONE = (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError)
 
 
 class Left(Exception):
