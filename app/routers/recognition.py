@@ -147,7 +147,7 @@ async def list_models(_: CurrentUser) -> Envelope[list[RecognitionModelInfo]]:
         "按文件内容而不是文件名判断，原样发送，不转码；\n"
         "- 更长的音频请使用 `/api/audio/asr/transcribe`。"
     ),
-    responses=error_answers(400, 401, 403, 409, 429, 502, 503, 504),
+    responses=error_answers(400, 401, 403, 404, 409, 429, 502, 503, 504),
     openapi_extra={"requestBody": _body()},
 )
 async def recognize(

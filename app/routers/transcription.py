@@ -103,7 +103,7 @@ TaskId = Annotated[str, Path(description="任务ID", max_length=200)]
         "提交长音频转写任务（最长 12 小时、2 GB），立即返回任务ID。"
         "转写结果与费用由后台自动收取并保存，即使没有人查询任务。"
     ),
-    responses=error_answers(400, 401, 403, 409, 413, 429, 502, 503, 504),
+    responses=error_answers(400, 401, 403, 404, 409, 413, 429, 502, 503, 504),
 )
 async def transcribe(
     services: ServicesDep,

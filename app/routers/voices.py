@@ -174,7 +174,7 @@ def _body(request: type[AudioUrlField], example: dict[str, Any]) -> dict[str, An
         "- 新音色的状态为 `DEPLOYING`，用 `GET /api/audio/voice/{voice_id}?wait=30` 等到 `OK` 后即可合成；\n"
         "- 百炼没有及时响应时不会重复创建：会在百炼的音色列表中查找已创建的音色。"
     ),
-    responses=error_answers(400, 401, 403, 409, 429, 502, 503, 504),
+    responses=error_answers(400, 401, 403, 404, 409, 429, 502, 503, 504),
     openapi_extra={
         "requestBody": _body(
             CloningRequest,
@@ -217,7 +217,7 @@ async def create_voice(
         "分页查询当前 API Key 所属账号的复刻音色，最新的在前，可按前缀和模型筛选。"
         "在别处用同一账号创建或删除的音色，一两分钟内可见。"
     ),
-    responses=error_answers(400, 401, 403, 429, 502, 503, 504),
+    responses=error_answers(400, 401, 403, 404, 429, 502, 503, 504),
 )
 async def list_voices(
     services: ServicesDep,
