@@ -12,7 +12,9 @@ from typing import Any, cast
 
 import orjson
 import structlog
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame
 
@@ -223,6 +225,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         super().__init__(*arguments, **named)
         self._pings = 0
         self._pings_since = 0.0
+        self._is_ended = False
 
     def data_received(self, data: bytes) -> None:
         """Take what came; a handshake that makes no sense is refused."""
@@ -230,6 +233,28 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         if self.conn.handshake_exc is not None and not self.transport.is_closing():
             self.transport.write(_answer(InvalidRequest("不是合法的 WebSocket 握手请求，请检查请求头")))
             self.transport.close()
+
+    def handle_parser_exception(self) -> None:
+        """End a connection that broke the protocol; the application is told like of one that its client has left."""
+        self._is_ended = True
+        super().handle_parser_exception()
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Send what the application says. Raises ClientDisconnected after an end that it has not heard of yet."""
+        if self._is_ended:
+            raise ClientDisconnected
+        await super().send(message)
+
+    def send_receive_event_to_app(self) -> None:
+        """Hand a message over; a text that is no UTF-8 ends the connection, and is nothing to be logged."""
+        try:
+            if self.curr_msg_data_type == "text" and not self.close_sent:
+                b"".join(self.frames).decode()
+        except UnicodeDecodeError:
+            self.frames = []
+            self._end(CloseCode.INVALID_DATA, "no UTF-8")
+        else:
+            super().send_receive_event_to_app()
 
     def handle_cont(self, event: Frame) -> None:
         """Take a fragment, if there are not too many already."""

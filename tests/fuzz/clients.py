@@ -23,9 +23,6 @@ KEY = "sk-test-fuzz-of-clients"
 _HIS = "replace(CAST(user_id AS TEXT), '-', '') = ?"
 _RUNNING = f"SELECT count(*) FROM records WHERE status = 'running' AND {_HIS}"  # noqa: S608
 _BILLED = f"SELECT coalesce(sum(quantity), 0) FROM bills WHERE {_HIS}"  # noqa: S608
-# What uvicorn writes of a text that is no UTF-8 and of a second one that came with it, and what it says to who speaks
-# into a connection that it has just ended itself.
-NO_TEXT = ("Invalid UTF-8 sequence received from client.", "connection is closing", "after sending 'websocket.close'")
 _GONE = (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError)
 
 
@@ -69,7 +66,7 @@ async def _check_traces(house: House, token: str, tally: Tally) -> None:
     tally.checks["memory"] += 1
     if (memory_mb := resident_mb(house.server)) > MAX_MEMORY_MB:
         tally.fail("the server", "memory", f"{memory_mb} MB")
-    note_log(house.server, tally, but=NO_TEXT)
+    note_log(house.server, tally)
 
 
 class _Visitor:
