@@ -91,15 +91,15 @@ def test_a_token_of_an_unknown_key_is_refused(kid: Any) -> None:
         TokenSigner((SECRET,), 60).read(forge(claims_of_a_token(), kid=kid))
 
 
-ODD_CLAIMS: list[tuple[str, Any]] = [
-    *(("gen", gen) for gen in ("1", None, [], {}, True, 1.5, -1, 2**31 - 1, 2**63)),
-    *(("exp", exp) for exp in (10**18, 1e300, "never", None)),
-    *((name, value) for name in ("sub", "sid", "jti") for value in ("", 7, None, [], "x" * 32, "../x")),
-    ("use", ["access"]),
-]
+ODD_CLAIMS: dict[str, list[Any]] = {
+    "gen": ["1", None, [], {}, True, 1.5, -1, 2**31 - 1, 2**63],
+    "exp": [10**18, 1e300, "never", None],
+    **{name: ["", 7, None, [], "x" * 32, "../x"] for name in ("sub", "sid", "jti")},
+    "use": [["access"]],
+}
 
 
-@pytest.mark.parametrize(("name", "value"), ODD_CLAIMS, ids=str)
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in ODD_CLAIMS for value in ODD_CLAIMS[name]])
 def test_odd_claims_are_refused_even_when_we_signed_them(name: str, value: Any) -> None:
     with pytest.raises(Unauthorized):
         TokenSigner((SECRET,), 60).read(forge({**claims_of_a_token(), name: value}))
