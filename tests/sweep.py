@@ -5,13 +5,15 @@ them, audio, what is held, drafts; and what PostgreSQL databases held when they 
 """
 
 import ast
+import errno
 import mmap
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -77,17 +79,32 @@ def sweep(base: Path) -> Swept:
         swept.files += 1
         try:
             size = file.stat().st_size
-            swept.size_bytes += size
             if size:
                 sought = _sought(base, file, generated)
                 with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                    for kind, pattern in sought:
-                        found = [match.start() for match in pattern.finditer(content)]
+                    written = list(_written(stream.fileno(), size))
+                    swept.size_bytes += sum(end - start for start, end in written)
+                    for (kind, pattern), (start, end) in product(sought, written):
+                        found = [match.start() for match in pattern.finditer(content, start, end)]
                         swept.findings += [Finding(str(file.relative_to(base)), offset, kind) for offset in found]
         except OSError as error:
             swept.findings.append(Finding(str(file.relative_to(base)), 0, f"not read: {type(error).__name__}"))
     swept.seconds = time.perf_counter() - started
     return swept
+
+
+def _written(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a file holds what somebody wrote: between these there are holes, gigabytes in some."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                return
+            raise
+        end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        yield start, end
 
 
 def _generated(base: Path, files: Iterable[Path]) -> Generated:

@@ -20,7 +20,7 @@ from app.services.registration import RegistrationService
 from app.settings import Settings
 from tests.conftest import PASSWORD, Account, CreateAccount
 from tests.databases import rows, sqlite_schema
-from tests.servers import Sandbox, Server
+from tests.servers import Sandbox, Server, run_backend
 
 SHAPED_KEY = "sk-test-0123456789abcdef"
 TEN_LOGINS_SECONDS = 10
@@ -160,6 +160,15 @@ async def test_verification_asks_the_provider_and_keeps_only_good_keys(
     assert (await account.client.get("/api/user/apikey")).status_code == 403
     good = await account.client.put("/api/user/apikey", params={"verify": "true"}, json={"api_key": SHAPED_KEY})
     assert good.status_code == 200
+
+
+async def test_keys_are_verified_so_often_only(tmp_path: Path, sandbox: Sandbox, create_account: CreateAccount) -> None:
+    with run_backend(tmp_path, {**sandbox.settings, "LOGIN_LIMIT": "3/hour"}) as strict:
+        account = await create_account(strict)
+        form = {"api_key": SHAPED_KEY}
+        answers = [await account.client.put("/api/user/apikey", params={"verify": "true"}, json=form) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200] * 3 + [429]
+        assert (await account.client.put("/api/user/apikey", json=form)).status_code == 200
 
 
 async def test_a_key_that_the_provider_refuses_is_named_when_it_is_used(

@@ -29,10 +29,11 @@ ALWAYS = {
     "cross-origin-resource-policy": "same-origin",
 }
 LISTED = "https://good.example"
+RANDOM = "Zq3vN8rT1kXw6LpY0sHd4JmB7cFgUe2AoViR9tKbQxS"
 PRODUCTION: dict[str, Any] = {
     "environment": "production",
-    "jwt_secret": "x" * 43,
-    "credential_keys": "x" * 43,
+    "jwt_secret": RANDOM,
+    "credential_keys": RANDOM,
     "public_base_url": "https://voice.example.com",
 }
 

@@ -121,6 +121,8 @@ async def test_what_could_be_kept_nowhere_is_not_bought(
             filler = io.BytesIO(bytes(15 * 2**16 - 10_000))
             HeldFolder(tmp_path / "data" / "held", 2**20).write("audio/tts/filler.mp3", filler, "audio/mpeg")
             assert (await account.synthesize("你好", format="wav")).status_code == 200
+            # The filler came from another process: it is counted whenever somebody lists the folder.
+            assert "held_audio_files 2" in (await account.client.get("/metrics")).text
             bought = len(sandbox.calls(account.api_key))
             assert bought == 1
             for refused in (

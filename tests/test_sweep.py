@@ -146,3 +146,15 @@ def test_a_run_that_leaks_fails(base: Path) -> None:
     assert "1 SECRETS FOUND" in done.stdout
     assert "test_it0/server.log at byte 0: API key" in done.stdout
     assert "0123456789" not in done.stdout
+
+
+def test_a_secret_behind_a_hole_is_found_and_the_hole_costs_nothing(base: Path) -> None:
+    with (base / "long.wav").open("wb") as file:
+        file.write(b"RIFF")
+        file.truncate(2**34)
+        file.seek(2**34 - 2**20)
+        file.write(b"sk-test-0123456789abcdef")
+        file.truncate(2**35)
+    swept = sweep(base)
+    assert [(each.offset, each.kind) for each in swept.findings] == [(2**34 - 2**20, "API key")]
+    assert swept.size_bytes < 2**24

@@ -119,8 +119,8 @@ async def login(services: ServicesDep, address: ClientAddress, form: Login) -> E
 async def token(
     services: ServicesDep,
     address: ClientAddress,
-    username: Annotated[Text, Form(description="用户名", max_length=64)],
-    password: Annotated[Text, Form(description="密码", max_length=MAX_PASSWORD_CHARS)],
+    username: Annotated[Text, Form(description="用户名", min_length=1, max_length=64)],
+    password: Annotated[Text, Form(description="密码", min_length=1, max_length=MAX_PASSWORD_CHARS)],
     grant_type: Annotated[Literal["password"] | None, Form(description="固定为 password")] = None,
 ) -> AccessToken:
     """The same as login, spoken in OAuth2."""

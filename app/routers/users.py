@@ -133,7 +133,10 @@ async def delete_me(services: ServicesDep, user: CurrentUser) -> Envelope[Farewe
 @router.put(
     "/apikey",
     summary="保存 API Key",
-    description="保存或替换百炼 API Key。密钥加密保存，之后不再显示原文。`verify=true` 时先向百炼验证，无效则不保存。",
+    description=(
+        "保存或替换百炼 API Key。密钥加密保存，之后不再显示原文。"
+        "`verify=true` 时先向百炼验证，无效则不保存；验证次数有限制（429）。"
+    ),
     responses=error_answers(400, 401, 429, 502, 504),
 )
 async def put_api_key(
@@ -143,6 +146,8 @@ async def put_api_key(
     verify: Annotated[bool, Query(description="保存前先向百炼验证密钥（不产生费用）")] = False,
 ) -> Envelope[StoredApiKey]:
     """Seal and keep a key."""
+    if verify:  # or stolen keys could be tried out here
+        await services.limiter.check(services.settings.login_limit, "verify", str(user.id))
     row = await services.accounts.store_api_key(user.id, form.api_key, form.region, form.workspace, verify=verify)
     return Envelope(data=_shown(row, services.settings.zone))
 

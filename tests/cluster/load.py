@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.typing import Subprotocol
 
 from app.security import TokenSigner
 from tests.cluster.calls import Answer, Listening, call
@@ -256,15 +257,16 @@ class Load:
             outcome.record_id, outcome.audio_url = answer.data["record_id"], answer.data["audio_url"]
 
     async def _talk(self, user: User) -> None:
-        """A live session of two utterances; its token is in the address, as browsers may have it."""
+        """A live session of two utterances; its token is among the subprotocols, as browsers may have it."""
         audio_format, rate = user.sound
-        asked = {"model": MODEL, "voice": VOICE, "format": audio_format, "sample_rate": rate, "token": user.token}
+        asked = {"model": MODEL, "voice": VOICE, "format": audio_format, "sample_rate": rate}
         outcome = Outcome(user, "live", "", uuid.uuid4().hex, time.time())
         url = f"ws://127.0.0.1:{self._port}{LIVE}?{urlencode(asked)}"
         try:
             async with connect(
                 url,
                 additional_headers={"X-Request-Id": outcome.request_id},
+                subprotocols=[Subprotocol("bearer"), Subprotocol(user.token)],
                 compression=None,
                 proxy=None,
                 close_timeout=5,
