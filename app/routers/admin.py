@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.models import Invite
 from app.routers.dependencies import CurrentAdmin, ServicesDep
 from app.routers.envelope import Envelope, error_answers
-from app.routers.fields import Text
+from app.routers.fields import Text, WholeNumber
 from app.routers.presentation import show_time
 from app.services.administration import ListedUser
 
@@ -68,7 +68,9 @@ class InviteForm(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    expires_in_days: int = Field(default=7, description="有效天数", ge=1, le=MAX_INVITE_DAYS, examples=[7])
+    expires_in_days: Annotated[int, WholeNumber] = Field(
+        default=7, description="有效天数", ge=1, le=MAX_INVITE_DAYS, examples=[7]
+    )
     note: Text | None = Field(default=None, description="备注，仅管理员可见", max_length=200, examples=["给小明"])
 
 

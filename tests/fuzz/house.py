@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 
 from tests.conftest import PASSWORD, copy_user
+from tests.databases import rows
 from tests.fuzz.tally import Tally
 from tests.servers import NO_AUTHORITIES, Sandbox, Server, run_backend, run_sandbox
 
@@ -26,10 +27,10 @@ class House:
     _token: str = ""
 
     def take_token(self) -> str:
-        """The token of a user whom nobody else is: another one, once the last was logged out, shut out or erased."""
+        """The token of an admin whom nobody else is: another one, once the last was logged out, shut out or erased."""
         headers = {"Authorization": f"Bearer {self._token}"}
         if not self._token or httpx.get(f"{self.server.url}/api/user/me", headers=headers).status_code != 200:
-            self._token = take_token(self.server)
+            self._token = take_token(self.server, is_admin=True)
         return self._token
 
 
@@ -43,10 +44,13 @@ def open_house(folder: Path) -> Iterator[House]:
         yield House(server, sandbox)
 
 
-def take_token(server: Server, api_key: str | None = None) -> str:
+def take_token(server: Server, api_key: str | None = None, *, is_admin: bool = False) -> str:
     """The token of a user whom nobody else is, with this key, if any."""
     name = f"fuzz-{uuid.uuid4().hex}"
-    assert copy_user(server, name) is not None
+    user_id = copy_user(server, name)
+    assert user_id is not None
+    if is_admin:
+        rows(server, "UPDATE users SET is_admin = TRUE WHERE id = ? RETURNING id", uuid.UUID(user_id))
     with httpx.Client(base_url=server.url, verify=NO_AUTHORITIES, trust_env=False, timeout=30) as client:
         login = client.post("/api/auth/login", json={"username": name, "password": PASSWORD}).raise_for_status()
         token: str = login.json()["data"]["access_token"]
