@@ -31,8 +31,9 @@ LOGIN_TRIES = 2
 SKEW = timedelta(minutes=5)
 # The oldest end when a user has more: a script that logs in for every call must not fill the database.
 MAX_LOGINS = 1000
-# One address may fail so many times more often with many names than with one: offices share an address.
-NAMES_PER_ADDRESS = 10
+# One address may fail so many times more often with many names than with one: offices share an address, and nobody
+# there is to shut all others out.
+NAMES_PER_ADDRESS = 50
 
 
 @dataclass(frozen=True, slots=True)
