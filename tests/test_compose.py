@@ -191,7 +191,7 @@ class Backends:
 
 
 @asynccontextmanager
-async def backends(folder: Path, *, both: bool = True) -> AsyncIterator[Backends]:
+async def backends(folder: Path, *, both: bool = True, at_once: int | None = None) -> AsyncIterator[Backends]:
     """Run nginx in front of backends that tell what they are asked."""
     if not is_installed():
         skip_without("nginx")
@@ -205,7 +205,7 @@ async def backends(folder: Path, *, both: bool = True) -> AsyncIterator[Backends
         for server in servers:
             await running.enter_async_context(server)
         ports = [server.sockets[0].getsockname()[1] for server in servers]
-        proxy = running.enter_context(run_proxy(folder, ports if both else [*ports, free_port()]))
+        proxy = running.enter_context(run_proxy(folder, ports if both else [*ports, free_port()], at_once))
         client = httpx.AsyncClient(base_url=proxy.url, verify=NO_AUTHORITIES, trust_env=False)
         await running.enter_async_context(client)
         made.append(Backends(proxy, client))
@@ -295,6 +295,17 @@ async def test_nginx_takes_what_the_product_takes_and_not_much_more(tmp_path: Pa
         assert taken.status_code == 200
         assert (refused.status_code, refused.json()["error"]) == (413, "PAYLOAD_TOO_LARGE")
         assert len(running.asked) == 1
+
+
+async def test_one_address_has_so_many_requests_at_a_time(tmp_path: Path) -> None:
+    async with backends(tmp_path, at_once=2) as running, AsyncExitStack() as open_streams:
+        for _ in range(2):
+            await open_streams.enter_async_context(running.client.stream("POST", "/stream"))
+        refused = await running.client.post("/ok")
+        assert (refused.status_code, refused.json()["error"]) == (429, "RATE_LIMITED")
+        assert refused.json()["data"] is None
+        assert int(refused.headers["retry-after"]) >= 1
+        running.go_on.set()
 
 
 async def test_a_stream_passes_as_it_comes(tmp_path: Path) -> None:

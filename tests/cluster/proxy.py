@@ -44,8 +44,8 @@ class Proxy:
         return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
 
 
-def render(folder: Path, port: int, backends: Sequence[int]) -> Path:
-    """Write the shipped configuration with other ports; gives the file.
+def render(folder: Path, port: int, backends: Sequence[int], at_once: int | None = None) -> Path:
+    """Write the shipped configuration with other ports, and `at_once` requests for each address; gives the file.
 
     Backends have addresses here instead of names, which nginx before 1.27.3 cannot ask for again.
     """
@@ -53,6 +53,9 @@ def render(folder: Path, port: int, backends: Sequence[int]) -> Path:
     shipped = (OPERATIONS / "nginx.conf").read_text()
     rendered, listens = re.subn(r"\blisten 8080;", f"listen 127.0.0.1:{port};", shipped)
     assert listens == 1
+    if at_once is not None:
+        rendered, limits = re.subn(r"\blimit_conn addresses \d+;", f"limit_conn addresses {at_once};", rendered)
+        assert limits == 1
     upstream = (OPERATIONS / "backends.conf").read_text()
     upstream, resolvers = re.subn(r"^resolver .*\n", "", upstream, flags=re.MULTILINE)
     assert resolvers == 1
@@ -79,10 +82,10 @@ def is_installed() -> bool:
 
 
 @contextmanager
-def run_proxy(folder: Path, backends: Sequence[int]) -> Iterator[Proxy]:
+def run_proxy(folder: Path, backends: Sequence[int], at_once: int | None = None) -> Iterator[Proxy]:
     """Run nginx in front of two ports of the loopback."""
     port = free_port()
-    file = render(folder, port, backends)
+    file = render(folder, port, backends, at_once)
     with (folder / "nginx.log").open("ab") as log:
         process = subprocess.Popen(command(file), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     proxy = Proxy(port, folder, process)
