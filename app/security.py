@@ -126,17 +126,7 @@ class TokenSigner:
                 datetime.fromtimestamp(claims["exp"], UTC),
                 generation,
             )
-        # python-jose lets odd headers and claims escape as these (LIBRARIES trap 6).
-        except (
-            JWTError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            LookupError,
-            RecursionError,
-            ArithmeticError,
-            OSError,
-        ) as error:
+        except (JWTError, *_ODD) as error:
             raise Unauthorized from error
 
     def _sign(self, use: Use, user_id: uuid.UUID, login_id: uuid.UUID, ttl_seconds: int, **more: int) -> str:
@@ -156,7 +146,8 @@ class KeySealer:
     """Seals API keys with AES-256-GCM, bound to the user they belong to.
 
     Sealed form: 1 byte that names the sealing key, 12 bytes nonce, ciphertext with tag. The first key seals, all
-    of them open, so a new key is put in front and the old one removed once everything is sealed anew.
+    of them open, so a new key is put behind the others until every process knows it, then in front, and the
+    old one removed once everything is sealed anew.
     """
 
     def __init__(self, keys: tuple[str, ...]) -> None:

@@ -29,12 +29,24 @@ MAX_PIPELINED = 16
 HEAD_SECONDS = 20.0
 # A body that brings less than this in that time is not waited for any longer.
 BODY_SECONDS, BODY_BYTES = 60.0, 4 * 1024
-# How long the rest of a body is read on, after the answer, for a client that looks for one only when it has sent all.
-REST_SECONDS = 5.0
+# How long, and how much, the rest of a body is read on after the answer, for a client that looks for one only when it
+# has sent all; one that brings less than BODY_BYTES in REST_SECONDS is not waited for.
+REST_SECONDS, MAX_REST_SECONDS = 5.0, 60.0
+MAX_REST_BYTES = 32 * 1024 * 1024
 MAX_FRAGMENTS = 1024
 MAX_PINGS_PER_SECOND = 50
 # How long after it connected somebody may take to say what for, when the process is to end.
 FIRST_REQUEST_SECONDS = 1.0
+PROTECTIVE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    # Of pages elsewhere, those that CORS lets in read answers; it asks nothing of others to embed them. /media says
+    # otherwise for itself.
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+"""What every answer tells browsers, unless it says something else itself."""
 _TOO_MANY_WAIT = "同一连接上排队的请求过多或过大，请等待应答后再发送"
 
 
@@ -55,6 +67,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._deadline: TimerHandle | None = None
         self._refusal: AppError | None = None
         self._has_heard = False
+        self._rest_until = 0.0
+        self._rest_bytes = 0
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """Wait for a head."""
@@ -141,7 +155,9 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_response_complete()
         if self._stage is _Stage.BODY and not self.transport.is_closing():
             self._unset_keepalive_if_required()
-            self._wait(REST_SECONDS, self.transport.close)
+            self._rest_until = self.loop.time() + MAX_REST_SECONDS
+            self._rest_bytes = 0
+            self._wait_for_rest()
 
     # Time
 
@@ -173,6 +189,18 @@ class BoundedHttp(HttpToolsProtocol):
             self._wait_for_body()
         else:
             self._refuse(RequestTimeout())
+
+    def _wait_for_rest(self) -> None:
+        self._body_bytes = 0
+        self._wait(REST_SECONDS, self._end_late_rest)
+
+    def _end_late_rest(self) -> None:
+        self._rest_bytes += self._body_bytes
+        goes_on = self._body_bytes >= BODY_BYTES and self._rest_bytes < MAX_REST_BYTES
+        if goes_on and self.loop.time() < self._rest_until:
+            self._wait_for_rest()
+        else:
+            self.transport.close()
 
     # Refusals
 
@@ -213,6 +241,8 @@ def _answer(refusal: AppError) -> bytes:
         "content-length": str(len(body)),
         "connection": "close",
         "x-request-id": uuid.uuid4().hex,
+        "cache-control": "no-store",
+        **PROTECTIVE_HEADERS,
     }
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return STATUS_LINE[refusal.status] + lines.encode() + b"\r\n" + body

@@ -23,7 +23,8 @@ MIN_DIFFERENT_CHARS = 10
 REPEATED_CHARS, MIN_DIFFERENT_PIECES = 4, 0.75
 _PLACEHOLDER = re.compile(
     r"change[-_ ]?(me|this|it)|replace[-_ ]?(me|this)|your[-_ ](own|secret|jwt|key)|do[-_ ]?not[-_ ]?use|password"
-    r"|insecure|qwerty|example|default|placeholder|openssl",
+    r"|insecure|qwerty|example|default|placeholder|openssl|(jwt|my|super)[-_ ]?secret|secret[-_ ]?key|\s"
+    r"|09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7",  # published with FastAPI's tutorial
     re.IGNORECASE,
 )
 _ONE_PROCESS = "several WORKERS, or a worker apart, need PostgreSQL in DATABASE_URL, not SQLite"
@@ -101,7 +102,7 @@ class Settings(BaseSettings):
     def _known_database(cls, value: str) -> str:
         if value and not value.startswith(("sqlite+aiosqlite://", "postgresql+asyncpg://")):
             raise ValueError("must start with sqlite+aiosqlite:// or postgresql+asyncpg://")
-        return value
+        return value and _readable_url(value)
 
     @field_validator("rate_limit", "upstream_rate", "login_limit", "registration_limit")
     @classmethod
@@ -118,10 +119,14 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis_address(cls, value: str | None) -> str | None:
-        # Not shown: it may hold a password.
         if value and not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://")
-        return value
+        return value and _readable_url(value)
+
+    @field_validator("oss_endpoint")
+    @classmethod
+    def _oss_address(cls, value: str | None) -> str | None:
+        return value and _readable_url(value)
 
     @field_validator("dashscope_ws_url")
     @classmethod
@@ -284,8 +289,20 @@ def _listed(value: str) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def _readable_url(value: str) -> str:
+    """Raise ValueError, without the value, for a URL that programs read differently: it may hold a password."""
+    try:
+        parts = urlsplit(value)
+        is_plain = "@" not in parts.netloc.rpartition("@")[0] and (parts.port is None or parts.port > 0)
+    except ValueError:
+        is_plain = False
+    if not is_plain:
+        raise ValueError("is no usable address; in a password, / is written %2F, : is %3A and @ is %40")
+    return value
+
+
 def _checked_url(value: str, *schemes: str) -> str:
-    parts = urlsplit(value)
+    parts = urlsplit(_readable_url(value))
     if parts.scheme not in schemes or not parts.hostname:
         # Not shown: it may hold a password.
         raise ValueError(f"is not a URL that begins with {'://, '.join(schemes)}://")

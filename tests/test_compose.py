@@ -20,7 +20,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from app.main import LONGEST_CHARACTER_BYTES, MAX_BODY_BYTES
 from app.routers import recognition, voices
-from app.routers.protection import NO_PAGE
+from app.serving import PROTECTIVE_HEADERS
 from app.settings import Settings
 from tests.cluster.proxy import OPERATIONS, Proxy, is_installed, run_proxy
 from tests.servers import NO_AUTHORITIES, PROJECT, Server, free_port
@@ -239,7 +239,7 @@ async def test_a_post_that_was_sent_is_never_sent_again(tmp_path: Path) -> None:
     assert (answer.status_code, answer.json()["code"], answer.json()["error"]) == (503, 503, "NOT_READY")
     assert answer.json()["data"] is None
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["content-security-policy"] == NO_PAGE
+    assert answer.headers["content-security-policy"] == PROTECTIVE_HEADERS["Content-Security-Policy"]
     assert answer.headers["cache-control"] == "no-store"
     assert "Idempotency-Key" in answer.json()["message"]
     assert answer.headers["retry-after"] == "5"
@@ -295,6 +295,32 @@ async def test_nginx_takes_what_the_product_takes_and_not_much_more(tmp_path: Pa
         assert taken.status_code == 200
         assert (refused.status_code, refused.json()["error"]) == (413, "PAYLOAD_TOO_LARGE")
         assert len(running.asked) == 1
+
+
+HEAD = "GET /ok HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "error"),
+    [
+        ("garbage\r\n\r\n", 400, "INVALID_REQUEST"),
+        (f"{HEAD}Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "INVALID_REQUEST"),
+        (f"{HEAD}Host: y\r\n\r\n", 400, "INVALID_REQUEST"),
+        ("TRACE / HTTP/1.1\r\nHost: x\r\n\r\n", 400, "INVALID_REQUEST"),
+        (f"{HEAD}X: {'x' * 20_000}\r\n\r\n", 431, "HEAD_TOO_LARGE"),
+        (f"GET /{'x' * 20_000} HTTP/1.1\r\nHost: x\r\n\r\n", 431, "HEAD_TOO_LARGE"),
+    ],
+)
+async def test_nginx_refuses_in_the_envelope(tmp_path: Path, said: str, status: int, error: str) -> None:
+    async with backends(tmp_path) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.proxy.port)
+        writer.write(said.encode())
+        head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+        writer.close()
+        assert head.startswith(f"HTTP/1.1 {status} ")
+        assert "x-request-id: " in head.lower()
+        assert json.loads(body)["error"] == error
+        assert running.asked == []
 
 
 async def test_one_address_has_so_many_requests_at_a_time(tmp_path: Path) -> None:

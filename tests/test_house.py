@@ -235,6 +235,9 @@ WEAK = [
     "please-change-me-0123456789-abcdefgh",
     "your-secret-key-here-0123456789abcdef",
     "$(openssl rand -base64 48) of the README",
+    "09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7",
+    "the quick brown fox jumps over the lazy dog",
+    "my-jwt-secret-key-for-ai-voice-backend-2026",
 ]
 
 
@@ -246,6 +249,26 @@ def test_production_refuses_secrets_that_somebody_would_try(secret: str) -> None
             with pytest.raises(ValidationError, match=f"{name.upper()} is easy to guess") as refusal:
                 Settings(**{**SAFE, name: given})
             assert secret not in str(refusal.value)
+
+
+@pytest.mark.usefixtures("no_environment")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("redis_url", "redis://:hunter2pw/x@host:6379/0"),
+        ("redis_url", "http://:hunter2pw@host"),
+        ("database_url", "postgresql+asyncpg://u:@x:hunter2pw@host/x"),
+        ("database_url", "postgresql+asyncpg://u:ab@hunter2pw@host/x"),
+        ("oss_endpoint", "https://u:hunter2pw/x@host"),
+        ("public_base_url", "ftp://u:hunter2pw@host"),
+        ("otel_exporter_otlp_endpoint", "https://u:hunter2pw/x@host"),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused_without_its_password(name: str, value: str) -> None:
+    given: dict[str, Any] = {name: value}
+    with pytest.raises(ValidationError) as refusal:
+        Settings(**given)
+    assert "hunter2pw" not in str(refusal.value)
 
 
 def test_no_random_secret_is_taken_for_a_weak_one() -> None:

@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -53,6 +54,14 @@ def test_sealing_keys_rotate() -> None:
     assert KeySealer((SECOND,)).open(renewed, owner) == (API_KEY, False)
     with pytest.raises(SealBroken):
         KeySealer((SECOND,)).open(old, owner)
+
+
+def test_while_a_sealing_key_is_replaced_each_process_opens_what_others_seal() -> None:
+    owner = uuid.uuid4()
+    steps = [KeySealer(keys) for keys in ((FIRST,), (FIRST, SECOND), (SECOND, FIRST))]
+    for one, next_one in pairwise(steps):
+        for sealed in (one.seal(API_KEY, owner), next_one.seal(API_KEY, owner)):
+            assert one.open(sealed, owner)[0] == next_one.open(sealed, owner)[0] == API_KEY
 
 
 def test_a_token_names_its_user_until_it_expires() -> None:

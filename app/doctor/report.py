@@ -1,7 +1,7 @@
 """The findings as lines for people or as JSON for programs. No secret gets past here."""
 
 from collections import Counter
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import orjson
 
@@ -50,6 +50,7 @@ def collect_secrets(settings: Settings, api_key: str | None) -> list[str]:
     for url in (settings.database_url, settings.redis_url or ""):
         password = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
         secrets += [password, unquote(password), quote(password)]
+        secrets += [value for name, value in parse_qsl(urlsplit(url).query) if "password" in name.lower()]
     return sorted({each for each in secrets if len(each) >= MIN_HIDDEN_CHARS}, key=len, reverse=True)
 
 

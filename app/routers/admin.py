@@ -196,7 +196,7 @@ async def withdraw_invite(
     services: ServicesDep, admin: CurrentAdmin, invite_id: Annotated[uuid.UUID, Path(description="邀请ID")]
 ) -> Envelope[None]:
     """Take an invite back."""
-    await services.registration.withdraw(invite_id)
+    await services.registration.withdraw(admin.id, invite_id)
     return Envelope(data=None)
 
 

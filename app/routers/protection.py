@@ -7,21 +7,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import InvalidRequest
 from app.hosts import EVERY, asked_host, is_among
 from app.routers.failures import error_response
+from app.serving import PROTECTIVE_HEADERS
 
-NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
 ONE_YEAR_SECONDS = 365 * 24 * 3600
 # Monitors ask these by the address of one process, whatever name the public knows the service by.
 FOR_ANY_HOST = frozenset({"/health/live", "/health/ready", "/metrics"})
 
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "X-Frame-Options": "DENY",
-    "Content-Security-Policy": NO_PAGE,
-    # Of pages elsewhere, those that CORS lets in read answers; it asks nothing of others to embed them. /media says
-    # otherwise for itself.
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 _STARTS = {"http.response.start", "websocket.http.response.start"}
 _NO_STORE = (b"cache-control", b"no-store")
 
@@ -36,7 +27,9 @@ class ProtectiveHeaders:
 
     def __init__(self, app: ASGIApp, is_https: bool) -> None:
         self._app = app
-        headers = _HEADERS | ({"Strict-Transport-Security": f"max-age={ONE_YEAR_SECONDS}"} if is_https else {})
+        headers = PROTECTIVE_HEADERS | (
+            {"Strict-Transport-Security": f"max-age={ONE_YEAR_SECONDS}"} if is_https else {}
+        )
         self._always: Pairs = tuple((name.lower().encode(), value.encode()) for name, value in headers.items())
         self._unstored: Pairs = (*self._always, _NO_STORE)
 

@@ -39,7 +39,8 @@ async def prepare_database(database: Database, settings: Settings, secrets: Secr
     """
     from alembic.util.exc import CommandError  # here, because importing the application is to be quick
 
-    shown = make_url(settings.database_url).render_as_string(hide_password=True)
+    # Without the query: it may hold a password, too.
+    shown = make_url(settings.database_url).set(query={}).render_as_string(hide_password=True)
     try:
         if settings.auto_migrate:
             await migrate(settings.database_url)

@@ -102,9 +102,11 @@ class RegistrationService:
             invites = await session.scalars(newest.offset((page - 1) * page_size).limit(page_size))
             return total or 0, list(invites)
 
-    async def withdraw(self, invite_id: uuid.UUID) -> None:
-        """Take an invite back; whoever used it stays. Raises InviteNotFound."""
+    @once_more
+    async def withdraw(self, admin_id: uuid.UUID, invite_id: uuid.UUID) -> None:
+        """Take an invite back; whoever used it stays. Raises InviteNotFound, or AdminOnly as above."""
         async with self._database.transaction() as session:
+            await require_admin(session, admin_id)
             gone = delete(Invite).where(Invite.id == invite_id).returning(Invite.id)
             if await session.scalar(gone) is None:
                 raise InviteNotFound
