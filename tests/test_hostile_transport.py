@@ -362,6 +362,24 @@ def test_an_early_answer_is_heard_and_the_rest_is_not_read_forever(port: int) ->
         assert peer.hear_one().startswith(b"HTTP/1.1 200")
 
 
+def test_who_sends_all_before_he_listens_hears_the_answer(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "REST_SECONDS", 0.5)
+    monkeypatch.setattr(serving, "BODY_BYTES", 10)
+    head = POST.replace(b"echo", b"unread")
+    with Peer(port, head + b"Content-Length: 300\r\n\r\n") as peer:
+        for _ in range(30):
+            peer.say(b"0123456789")
+            time.sleep(0.05)
+        assert peer.hear_one().startswith(b"HTTP/1.1 200")
+        peer.say(GET + b"\r\n")
+        assert peer.hear_one().startswith(b"HTTP/1.1 200")
+    monkeypatch.setattr(serving, "MAX_REST_BYTES", 1000)
+    with Peer(port, head + b"Content-Length: 1000000000000\r\n\r\n") as peer:
+        started = time.monotonic()
+        peer.repeat(b"a" * 1000, most=1_000_000_000_000)
+        assert time.monotonic() - started < serving.MAX_REST_SECONDS / 2
+
+
 # ---- What is no HTTP, or two requests in one
 
 
