@@ -273,7 +273,7 @@ def split_secrets(content: str) -> tuple[str, ...]:
 def is_easy_to_guess(secret: str) -> bool:
     """Whether a secret is no random one by its looks: few different characters, repetition, a sequence, a placeholder.
 
-    None of a million random ones is refused.
+    None of a million random ones of 43 characters or more is refused.
     """
     pieces = [secret[start : start + REPEATED_CHARS] for start in range(len(secret) - REPEATED_CHARS + 1)]
     steps = [abs(ord(one) - ord(next_one)) <= 1 for one, next_one in pairwise(secret)]
