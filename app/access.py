@@ -19,6 +19,7 @@ from app.services.registration import RegistrationService
 from app.services.resealing import Resealer
 from app.settings import Settings, load_secrets
 
+SHOWN = 20
 _DONE = {"created": "made, as an administrator", "appointed": "an administrator now"}
 
 
@@ -66,8 +67,11 @@ async def reseal(settings: Settings) -> int:
         print("The others of CREDENTIAL_KEYS are not needed any more, once every process runs with the new first one.")
         return 0
     print(
-        f"{done.closed} cannot be opened by any of CREDENTIAL_KEYS: put the key that sealed them behind the others, "
-        "or have their users store them again.",
+        f"{len(done.closed)} cannot be opened by any of CREDENTIAL_KEYS: put the key that sealed them behind the "
+        "others, or have these users store them again:",
+        *done.closed[:SHOWN],
+        *(["…"] if len(done.closed) > SHOWN else []),
+        sep="\n",
         file=sys.stderr,
     )
     return 1

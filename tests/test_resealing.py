@@ -12,7 +12,7 @@ from app.database import Database
 from app.models import ApiKey
 from app.security import KeySealer
 from app.services.resealing import Resealed, Resealer
-from tests.databases import sqlite_schema
+from tests.databases import run_apart, sqlite_schema
 from tests.traces import create_key, create_user
 
 OLD, NEW, OTHER = "old-" + "1" * 40, "new-" + "2" * 40, "other-" + "3" * 40
@@ -27,12 +27,21 @@ async def fill(database: Database, *keys: str) -> list[uuid.UUID]:
     return users
 
 
+async def fill_at(url: str, *keys: str) -> list[uuid.UUID]:
+    """The same in a database that nobody has opened."""
+    database = Database(url)
+    users = await fill(database, *keys)
+    await database.close()
+    return users
+
+
 async def test_all_keys_are_sealed_by_the_first_sealing_key(schema_url: str) -> None:
     database = Database(schema_url)
     users = await fill(database, OLD, NEW, OTHER, OLD)
+    closed = [users[2]]
     resealer = Resealer(database, KeySealer((NEW, OLD)))
-    assert await resealer.renew_all() == Resealed(anew=2, before=1, closed=1)
-    assert await resealer.renew_all() == Resealed(anew=0, before=3, closed=1)
+    assert await resealer.renew_all() == Resealed(anew=2, before=1, closed=closed)
+    assert await resealer.renew_all() == Resealed(anew=0, before=3, closed=closed)
     new = KeySealer((NEW,))
     async with database.snapshot() as session:
         for user in (users[0], users[1], users[3]):
@@ -69,3 +78,10 @@ def test_the_command_says_what_is_left_to_do(
     monkeypatch.setenv("CREDENTIAL_KEYS", f"{NEW},{OLD}")
     assert command_line.main(["reseal"]) == 0
     assert "0 API keys were sealed anew" in capsys.readouterr().out
+    users = run_apart(fill_at(f"sqlite+aiosqlite:///{tmp_path / 'data/app.db'}", OLD, OTHER))
+    assert command_line.main(["reseal"]) == 1
+    told = capsys.readouterr()
+    assert "1 API keys were sealed anew" in told.out
+    assert "1 cannot be opened" in told.err
+    assert str(users[1]) in told.err
+    assert str(users[0]) not in told.out + told.err

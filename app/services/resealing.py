@@ -1,8 +1,8 @@
 """The rotation of CREDENTIAL_KEYS: API keys that a former sealing key protects are sealed by the first one."""
 
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, field
 
-import structlog
 from sqlalchemy import select, update
 
 from app.database import Database, once_more
@@ -10,18 +10,16 @@ from app.errors import SealBroken
 from app.models import ApiKey
 from app.security import KeySealer
 
-log = structlog.get_logger(__name__)
-
 AT_ONCE = 500
 
 
 @dataclass(slots=True)
 class Resealed:
-    """How many keys were sealed anew, were so before, and cannot be opened by any sealing key."""
+    """How many keys were sealed anew, and were so before; and whose cannot be opened by any sealing key."""
 
     anew: int = 0
     before: int = 0
-    closed: int = 0
+    closed: list[uuid.UUID] = field(default_factory=list)
 
 
 class Resealer:
@@ -57,8 +55,7 @@ class Resealer:
         try:
             api_key, is_outdated = self._sealer.open(row.sealed, row.user_id)
         except SealBroken:
-            log.warning("api_key_unreadable", user_id=str(row.user_id))
-            done.closed += 1
+            done.closed.append(row.user_id)
             return
         if is_outdated:
             await self.renew(row, api_key)
