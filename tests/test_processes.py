@@ -22,7 +22,7 @@ from tests.conftest import CreateAccount
 from tests.databases import create_database, drop_database, postgres_url
 from tests.hearing import PATIENCE_SECONDS
 from tests.narrating import begin, counted, ended, finished, narrate, only_record, padded, spoken
-from tests.servers import ENDED_GRACEFULLY, Sandbox, run_backend, run_sandbox, run_worker
+from tests.servers import ENDED_GRACEFULLY, NO_AUTHORITIES, Sandbox, run_backend, run_sandbox, run_worker
 
 SPOKEN = "今天天气真好，我们一起去公园散步，看看花，听听鸟叫。"
 
@@ -43,7 +43,10 @@ def shared(tmp_path: Path, sandbox: Sandbox, shared_url: str) -> dict[str, str]:
 
 async def until_gone(url: str) -> None:
     """Wait until nobody answers there."""
-    async with asyncio.timeout(PATIENCE_SECONDS), httpx.AsyncClient() as client:
+    client = httpx.AsyncClient(
+        trust_env=False, verify=NO_AUTHORITIES
+    )  # which is made in no time: what follows is timed
+    async with asyncio.timeout(PATIENCE_SECONDS), client:
         while True:
             try:
                 await client.get(f"{url}/health/live")
