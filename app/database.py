@@ -1,26 +1,30 @@
 """The database engine and its transactions: the only commit in the code is here."""
 
 import asyncio
+import math
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, cast
 
 import structlog
-from sqlalchemy import Connection, event, make_url, text
+from sqlalchemy import Connection, Row, Select, event, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from app.announcements import Announcements
+from app.sqlite import WRITES, Sqlite, create_sqlite_engine
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_connection
 
 _PROJECT = Path(__file__).resolve().parent.parent
-_WRITE = "app_write"
-SQLITE_BUSY_TIMEOUT_MS = 10_000
 # Of PostgreSQL, so that one that is away without a word is noticed before callers give up.
 CONNECT_SECONDS = 5.0
 STATEMENT_SECONDS = 30.0
@@ -50,7 +54,11 @@ _CONFLICT_STATES = ("40001", "40P01")
 _LOCK_STATES = ("55P03", "57014")
 CONFLICT_TRIES = 5
 CONFLICT_PAUSE_SECONDS = 0.02
+# A connection that was used so lately is taken to be alive, unless it is known to be closed.
+TRUSTED_SECONDS = 2.0
+_IDLE_SINCE = "app_idle_since"
 Result = TypeVar("Result")
+Columns = TypeVarTuple("Columns")
 Arguments = ParamSpec("Arguments")
 log = structlog.get_logger(__name__)
 
@@ -64,8 +72,12 @@ class Database:
         self.announcements = Announcements(url)
         is_sqlite = self.engine.dialect.name == "sqlite"
         self._pulse_engine = self.engine if is_sqlite else create_engine(url, pool_size=1)
-        self._read = async_sessionmaker(self.engine, expire_on_commit=False)
-        self._write = async_sessionmaker(_writing(self.engine), expire_on_commit=False)
+        # On PostgreSQL each statement sees what was committed before it, whether or not there is a BEGIN.
+        self._reading = self.engine if is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._writing = _writing(self.engine)
+        self._sqlite = Sqlite(url) if is_sqlite else None
+        self._read = async_sessionmaker(self._reading, expire_on_commit=False)
+        self._write = async_sessionmaker(self._writing, expire_on_commit=False)
         self._pulse = async_sessionmaker(_writing(self._pulse_engine), expire_on_commit=False)
         # SQLite lets whoever looks next have the lock: under load some writers would never get it.
         self._queue: AbstractAsyncContextManager[object] = asyncio.Lock() if is_sqlite else nullcontext()
@@ -93,14 +105,38 @@ class Database:
         async with self.snapshot() as session:
             await session.execute(text("SELECT 1"))
 
+    async def write(self, unit: Callable[[Connection], Result]) -> Result:
+        """One write unit, like `transaction()`, given as a function: it needs no more than one trip to SQLite."""
+        if self._sqlite is not None:
+            async with self._queue:
+                return await self._sqlite.write(unit)
+        async with self._writing.begin() as connection:
+            return await connection.run_sync(unit)
+
+    async def look_up(self, query: Select[*Columns], **parameters: object) -> Row[*Columns] | None:
+        """The one row of a query by primary keys, if there is one: what every request asks for.
+
+        On SQLite it is read where it is asked for, on the event loop: rows that are always in memory are found in less
+        time than the loop needs to wake a thread. Should the file be locked, a thread waits for it.
+        """
+        if self._sqlite is not None:
+            try:
+                return self._sqlite.look_up(query, parameters)
+            except OperationalError as error:
+                log.info("database_looked_up_in_thread", error=type(error.orig).__name__)
+        async with self._reading.connect() as connection:
+            return (await connection.execute(query, parameters)).one_or_none()
+
     async def close(self) -> None:
         """Close every connection."""
+        if self._sqlite is not None:
+            await self._sqlite.close()
         await self.engine.dispose()
         await self._pulse_engine.dispose()
 
 
 def _writing(engine: AsyncEngine) -> AsyncEngine:
-    return engine.execution_options(**{_WRITE: True})
+    return engine.execution_options(**{WRITES: True})
 
 
 def is_outage(error: Exception) -> bool:
@@ -166,11 +202,10 @@ def create_engine(url: str, pool_size: int = POOL_SIZE) -> AsyncEngine:
     Its errors never show parameters: those are texts, hashes and sealed keys.
     """
     if make_url(url).get_backend_name() != "sqlite":
-        return create_async_engine(
+        engine = create_async_engine(
             url,
             pool_size=pool_size,
             max_overflow=pool_size,
-            pool_pre_ping=True,
             pool_timeout=POOL_SECONDS,
             hide_parameters=True,
             connect_args={
@@ -179,11 +214,30 @@ def create_engine(url: str, pool_size: int = POOL_SIZE) -> AsyncEngine:
                 "server_settings": _SERVER_SETTINGS,
             },
         )
+        event.listen(engine.sync_engine, "checkin", _note_idle)
+        event.listen(engine.sync_engine, "checkout", _require_life)
+        return engine
     _make_folder(url)
-    engine = create_async_engine(url, hide_parameters=True)
-    event.listen(engine.sync_engine, "connect", _configure_sqlite)
-    event.listen(engine.sync_engine, "begin", _begin_sqlite)
-    return engine
+    return create_sqlite_engine(url)
+
+
+def _note_idle(_: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
+    entry.info[_IDLE_SINCE] = time.monotonic()
+
+
+def _require_life(connection: DBAPIConnection, entry: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
+    """Have the pool replace a connection that was closed, or does not answer after a while in which it was not used.
+
+    To ask it each time would cost as many round trips as the transaction itself.
+    """
+    driver = cast("AsyncAdapt_asyncpg_connection", connection)
+    if driver.driver_connection.is_closed():
+        raise DisconnectionError
+    if time.monotonic() - entry.info.get(_IDLE_SINCE, math.inf) > TRUSTED_SECONDS:
+        try:
+            driver.ping()  # type: ignore[no-untyped-call]
+        except Exception as error:  # whatever keeps it from answering
+            raise DisconnectionError from error
 
 
 def _make_folder(url: str) -> None:
@@ -191,25 +245,6 @@ def _make_folder(url: str) -> None:
     address = make_url(url)
     if address.get_backend_name() == "sqlite" and address.database and address.database != ":memory:":
         Path(address.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def _configure_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # the driver begins nothing by itself: _begin_sqlite does
-    cursor = connection.cursor()
-    for pragma in (
-        f"busy_timeout={SQLITE_BUSY_TIMEOUT_MS}",
-        "journal_mode=WAL",
-        "synchronous=FULL",  # what was committed survives a power cut too: bills are among it
-        "foreign_keys=ON",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    """Take the write lock at once in a write unit: a read that turns into a write later loses updates."""
-    write = connection.get_execution_options().get(_WRITE)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
 async def migrate(url: str, revision: str = "head") -> None:

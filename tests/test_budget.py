@@ -284,7 +284,7 @@ async def test_who_settles_does_not_wait_for_who_begins(database: Database) -> N
     user_id = await user_with(database, Decimal(1))
     records = RecordService(database, ZONE)
     async with records.running(user_id, "tts", "m", "{}", PRICE, 1) as opened, database.transaction() as session:
-        await require_budget(session, user_id, Decimal(0), ZONE)
+        await (await session.connection()).run_sync(require_budget, user_id, Decimal(0), ZONE)
         opened.quantity = 1
         async with asyncio.timeout(5):
             assert await records.end(opened, "succeeded", None)
@@ -310,9 +310,10 @@ async def test_a_month_begins_in_the_zone_and_counts_the_calls_that_began_in_it(
     left = 1 - 26 * price
     assert month.remaining == left
     async with database.transaction() as session:
-        await require_budget(session, user_id, left, ZONE)
+        connection = await session.connection()
+        await connection.run_sync(require_budget, user_id, left, ZONE)
         with pytest.raises(BudgetExceeded):
-            await require_budget(session, user_id, left + Decimal("1E-12"), ZONE)
+            await connection.run_sync(require_budget, user_id, left + Decimal("1E-12"), ZONE)
 
 
 async def test_the_largest_budget_is_kept_exactly(database: Database) -> None:

@@ -1,5 +1,7 @@
 """The declarative root of all tables."""
 
+from typing import Any
+
 from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
 
@@ -18,3 +20,8 @@ class Table(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What was said of a row that is not stored yet, by column: defaults are not among it."""
+        return {name: value for name, value in vars(self).items() if name != "_sa_instance_state"}

@@ -16,7 +16,7 @@ CUSTOMER_BITS = 64
 _bearer = OAuth2PasswordBearer(tokenUrl="/api/auth/token", auto_error=False, description="用户名与密码登录")
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
@@ -34,14 +34,14 @@ CurrentVisitor = Annotated[Visitor, Depends(_current_visitor)]
 """The user of a call, and the login that he came by."""
 
 
-def _current_user(visitor: CurrentVisitor) -> User:
+async def _current_user(visitor: CurrentVisitor) -> User:
     return visitor.user
 
 
 CurrentUser = Annotated[User, Depends(_current_user)]
 
 
-def _current_admin(user: CurrentUser) -> User:
+async def _current_admin(user: CurrentUser) -> User:
     if not user.is_admin:
         raise AdminOnly
     return user
@@ -74,7 +74,7 @@ async def limit_rate(services: ServicesDep, user: CurrentUser) -> None:
     await services.limiter.check(services.settings.rate_limit, "user", str(user.id))
 
 
-def client_address(request: Request) -> str:
+async def client_address(request: Request) -> str:
     """The address that the connection comes from; of IPv6 the network that one customer has to himself."""
     host = request.client.host if request.client else "unknown"
     try:

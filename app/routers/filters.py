@@ -49,7 +49,7 @@ def read_period(first: date | None, last: date | None, zone: ZoneInfo) -> Period
     return Period(first, last, zone)
 
 
-def _read_filter(
+async def _read_filter(
     services: ServicesDep,
     first: FirstDay = None,
     last: LastDay = None,

@@ -122,7 +122,7 @@ class UpdatedVoice(BaseModel):
     status: str = Field(description="音色状态", examples=["DEPLOYING"])
 
 
-def _cloned_voice_id(
+async def _cloned_voice_id(
     voice_id: Annotated[str, Path(description="复刻音色ID", max_length=200, examples=["cosyvoice-v3-plus-myvoice-x"])],
 ) -> str:
     if voice_id in _NO_VOICES:

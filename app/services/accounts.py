@@ -2,10 +2,11 @@
 
 import uuid
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import structlog
 from anyio import to_thread
-from sqlalchemy import delete, select, update
+from sqlalchemy import Connection, bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.catalog import DEFAULT_REGION
@@ -21,6 +22,12 @@ from app.settings import Settings
 log = structlog.get_logger(__name__)
 
 OPENED_AT_ONCE = 500
+_KEY = select(*ApiKey.__table__.columns).where(ApiKey.user_id == bindparam("user_id"))
+_PRESENT = (
+    select(User.is_active, User.monthly_budget)
+    .where(User.id == bindparam("user_id"))
+    .with_for_update(read=True, key_share=True)
+)
 
 
 class AccountService:
@@ -68,11 +75,10 @@ class AccountService:
 
     async def show_api_key(self, user_id: uuid.UUID) -> ApiKey:
         """The row of the user's key, of which only `masked` may be shown. Raises NoApiKey."""
-        async with self._database.snapshot() as session:
-            row = await session.get(ApiKey, user_id)
-        if row is None:
+        found = await self._database.look_up(_KEY, user_id=user_id)
+        if found is None:
             raise NoApiKey
-        return row
+        return ApiKey(**found._mapping)
 
     async def has_api_key(self, user_id: uuid.UUID) -> bool:
         """Whether the user has stored a key."""
@@ -158,11 +164,13 @@ class AccountService:
             self._pool.forget(api_key)
 
 
-async def require_active(session: AsyncSession, user_id: uuid.UUID) -> None:
+def require_active(connection: Connection, user_id: uuid.UUID) -> Decimal | None:
     """Refuse to begin anything for a user who has left, inside the transaction that writes it down.
 
-    His leaving waits for that transaction. Raises Unauthorized.
+    His leaving waits for that transaction. Gives what he allows himself a month, if he does. Raises Unauthorized.
     """
-    present = select(User.is_active).where(User.id == user_id).with_for_update(read=True, key_share=True)
-    if not await session.scalar(present):
+    user = connection.execute(_PRESENT, {"user_id": user_id}).one_or_none()
+    if user is None or not user.is_active:
         raise Unauthorized
+    budget: Decimal | None = user.monthly_budget
+    return budget

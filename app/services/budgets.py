@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 
-from sqlalchemy import case, func, select, type_coerce, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import Connection, Select, case, func, select, type_coerce, update
 
 from app.columns import Money
 from app.database import Database, once_more
@@ -41,8 +40,8 @@ class BudgetService:
         now = datetime.now(self._zone)
         async with self._database.snapshot() as session:
             monthly = await session.scalar(select(User.monthly_budget).where(User.id == user_id))
-            spent, reserved = await _tally(session, user_id, now)
-        return Budget(f"{now:%Y-%m}", monthly, spent, reserved)
+            spent, reserved = (await session.execute(_tally(user_id, now))).one()
+        return Budget(f"{now:%Y-%m}", monthly, spent or Decimal(0), reserved or Decimal(0))
 
     @once_more
     async def set(self, user_id: uuid.UUID, monthly: Decimal | None) -> Budget:
@@ -58,27 +57,31 @@ class BudgetService:
         False for a user without a budget, of whom nothing is held back.
         """
         call = Record.id == record_id
-        async with self._database.transaction() as session:
-            before = await session.scalar(select(Record.reserved).where(call)) or Decimal(0)
-            has_budget = await require_budget(session, user_id, cost - before, self._zone)
+
+        def write(connection: Connection) -> bool:
+            before = connection.scalar(select(Record.reserved).where(call)) or Decimal(0)
+            has_budget = require_budget(connection, user_id, cost - before, self._zone)
             if has_budget:
-                await session.execute(update(Record).where(call).values(reserved=cost))
-        return has_budget
+                connection.execute(update(Record).where(call).values(reserved=cost))
+            return has_budget
+
+        return await self._database.write(write)
 
 
-async def require_budget(session: AsyncSession, user_id: uuid.UUID, cost: Decimal, zone: tzinfo) -> bool:
+def require_budget(connection: Connection, user_id: uuid.UUID, cost: Decimal, zone: tzinfo) -> bool:
     """Refuse a call that would exceed its user's budget, inside the transaction that opens its record.
 
     `cost` is what it will cost as far as that is known. Two calls at once cannot both take what is left for one: they
     queue on the user's row, where who settles a call does not wait. False without a budget. Raises BudgetExceeded.
     """
     mine = select(User.monthly_budget).where(User.id == user_id)
-    if await session.scalar(mine) is None:
+    if connection.scalar(mine) is None:
         return False
-    monthly = await session.scalar(mine.with_for_update(key_share=True))
+    monthly = connection.scalar(mine.with_for_update(key_share=True))
     if monthly is None:
         return False
-    spent, reserved = await _tally(session, user_id, datetime.now(zone))
+    found = connection.execute(_tally(user_id, datetime.now(zone))).one()
+    spent, reserved = (amount or Decimal(0) for amount in found)
     left = monthly - spent - reserved
     if cost > left or left <= 0:
         raise BudgetExceeded(
@@ -88,7 +91,7 @@ async def require_budget(session: AsyncSession, user_id: uuid.UUID, cost: Decima
     return True
 
 
-async def _tally(session: AsyncSession, user_id: uuid.UUID, now: datetime) -> tuple[Decimal, Decimal]:
+def _tally(user_id: uuid.UUID, now: datetime) -> Select[Decimal | None, Decimal | None]:
     """What was billed for the calls of this month, and what is held back for those under way.
 
     It is one statement: a call that ended between two of them could be in neither.
@@ -100,8 +103,7 @@ async def _tally(session: AsyncSession, user_id: uuid.UUID, now: datetime) -> tu
     held_back = case((so_far > Record.reserved, so_far), else_=Record.reserved)
     held = select(func.sum(held_back)).outerjoin(LongText, LongText.record_id == Record.id)
     under_way = held.where(*this_month, Record.status == "running")
-    spent, reserved = (await session.execute(select(billed.scalar_subquery(), under_way.scalar_subquery()))).one()
-    return spent or Decimal(0), reserved or Decimal(0)
+    return select(billed.scalar_subquery(), under_way.scalar_subquery())
 
 
 def _plain(amount: Decimal) -> str:

@@ -9,7 +9,7 @@ from sqlalchemy import case, null
 from app import metrics
 from app.dashscope import may_have_worked
 from app.errors import AppError, HandshakeTimeout, StorageError, UpstreamError
-from app.models import PROVIDER_ID_CHARS, Bill, Record
+from app.models import PROVIDER_ID_CHARS, Record
 from app.services.calls import OpenRecord, Status
 
 UNCOUNTED = "（没有收到用量，未计费；如百炼已处理，以百炼账单为准）"
@@ -48,21 +48,21 @@ def explain_orphan(orphan: Record) -> str:
     return "服务中断，未产生费用"
 
 
-def bill_of(record: OpenRecord, user_id: uuid.UUID, model: str, now: datetime) -> Bill:
-    """The line that says what a record cost."""
-    return Bill(
-        record_id=record.id,
-        user_id=user_id,
-        model=model,
-        unit=record.price.unit,
-        quantity=record.quantity,
-        unit_price=record.price.per_unit,
-        amount=record.amount,
-        currency=record.price.currency,
-        estimated=record.estimated,
-        provider_request_id=(record.provider_request_id or "")[:PROVIDER_ID_CHARS] or None,
-        created_at=now,
-    )
+def bill_of(record: OpenRecord, user_id: uuid.UUID, model: str, now: datetime) -> dict[str, Any]:
+    """The `Bill` that says what a record cost."""
+    return {
+        "record_id": record.id,
+        "user_id": user_id,
+        "model": model,
+        "unit": record.price.unit,
+        "quantity": record.quantity,
+        "unit_price": record.price.per_unit,
+        "amount": record.amount,
+        "currency": record.price.currency,
+        "estimated": record.estimated,
+        "provider_request_id": (record.provider_request_id or "")[:PROVIDER_ID_CHARS] or None,
+        "created_at": now,
+    }
 
 
 def count_ending(record: OpenRecord, kind: str, model: str, status: Status) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import structlog
-from sqlalchemy import Select, delete, or_, select, update
+from sqlalchemy import bindparam, delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -34,6 +34,16 @@ MAX_LOGINS = 1000
 # One address may fail so many times more often with many names than with one: offices share an address, and nobody
 # there is to shut all others out.
 NAMES_PER_ADDRESS = 50
+_LIVING = (
+    select(*User.__table__.columns)
+    .join(Login, Login.user_id == User.id)
+    .where(
+        Login.id == bindparam("login_id"),
+        Login.expires_at > bindparam("now"),
+        User.id == bindparam("user_id"),
+        User.is_active,
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +115,7 @@ class LoginService:
 
     async def is_in(self, visitor: Visitor) -> bool:
         """Whether a login that was good a while ago still is: for connections that stay open."""
-        async with self._database.snapshot() as session:
-            return await session.scalar(_living(visitor.user.id, visitor.login_id)) is not None
+        return await self._find(visitor.user.id, visitor.login_id) is not None
 
     def ticket(self, visitor: Visitor) -> tuple[str, int]:
         """What stands in for an access token in one URL, and for how many seconds."""
@@ -195,12 +204,16 @@ class LoginService:
         return login
 
     async def _admit(self, claims: Claims) -> Visitor:
-        async with self._database.snapshot() as session:
-            user = await session.scalar(_living(claims.user_id, claims.login_id))
+        user = await self._find(claims.user_id, claims.login_id)
         if user is None:
             raise Unauthorized
         note(user_id=str(user.id))
         return Visitor(user, claims.login_id)
+
+    async def _find(self, user_id: uuid.UUID, login_id: uuid.UUID) -> User | None:
+        """The user of a login, if it is not over."""
+        found = await self._database.look_up(_LIVING, user_id=user_id, login_id=login_id, now=datetime.now(UTC))
+        return None if found is None else User(**found._mapping)
 
     async def _use_up(self, claims: Claims) -> None:
         """Let a ticket be of no use any more. Raises Unauthorized if it is not already."""
@@ -224,7 +237,8 @@ class LoginService:
         next_one = {"generation": claims.generation + 1, "refreshed_at": now, "expires_at": self._end_at(now)}
         repeated = Login.generation == claims.generation + 1, Login.refreshed_at > now - overlap
         async with self._database.transaction() as session:
-            if await session.scalar(_living(claims.user_id, claims.login_id)) is None:
+            named = {"user_id": claims.user_id, "login_id": claims.login_id, "now": now}
+            if (await session.execute(_LIVING, named)).one_or_none() is None:
                 return None
             renewed: Login | None = await session.scalar(present.values(next_one).returning(Login))
             if renewed is None and overlap:
@@ -280,12 +294,3 @@ async def end_logins(session: AsyncSession, user_id: uuid.UUID) -> None:
 def comparable(username: str) -> str:
     """Names that look the same are the same."""
     return unicodedata.normalize("NFKC", username).casefold()
-
-
-def _living(user_id: uuid.UUID, login_id: uuid.UUID) -> Select[User]:
-    """The user of a login, if it is not over."""
-    return (
-        select(User)
-        .join(Login, Login.user_id == User.id)
-        .where(Login.id == login_id, Login.expires_at > datetime.now(UTC), User.id == user_id, User.is_active)
-    )

@@ -20,10 +20,25 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
+from itertools import groupby
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Executable, case, exists, func, literal, null, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Executable,
+    Row,
+    case,
+    exists,
+    func,
+    insert,
+    literal,
+    null,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from app.columns import Money, UtcDateTime
@@ -46,6 +61,7 @@ LOOKS_AT_ONCE = 8
 # How long a store that is away is waited for, to find what a dead process had kept already.
 RECOVERY_PATIENCE = timedelta(seconds=20)
 NAMES_REMEMBERED = timedelta(hours=24)
+_OPENING = insert(Record).returning(Record.id)
 REOPENED = {"status": "running", "lease_expires_at": None, "finished_at": None, "error": None, "error_message": None}
 
 
@@ -165,9 +181,8 @@ class RecordService:
             values["input_data"] = asked
         if cost := quantity * record.price.per_unit:
             values["reserved"] = case((Record.reserved > cost, Record.reserved), else_=literal(cost, Money()))
-        async with self._database.transaction() as session:
-            noted = await session.execute(noting.values(planned_key=record.planned_key, **values).returning(Record.id))
-            is_running = noted.first() is not None
+        noting = noting.values(planned_key=record.planned_key, **values).returning(Record.id)
+        is_running = await self._database.write(lambda connection: connection.execute(noting).first() is not None)
         record.is_sent = record.is_sent or is_running
         return is_running
 
@@ -272,15 +287,21 @@ class RecordService:
             )
             .returning(Record.user_id, Record.model_name, Record.type)
         )
-        async with self._database.transaction() as session:
-            if first is not None and (await session.execute(first)).first() is None:
-                return False
-            settled = (await session.execute(ending)).one_or_none()
+
+        def write(connection: Connection) -> tuple[bool, Row[uuid.UUID, str, str] | None]:
+            if first is not None and connection.execute(first).first() is None:
+                return False, None
+            settled = connection.execute(ending).one_or_none()
             if settled and record.quantity:
-                session.add(bill_of(record, settled.user_id, settled.model_name, now))
+                connection.execute(insert(Bill), bill_of(record, settled.user_id, settled.model_name, now))
             if settled or first is not None:
                 for statement in along:
-                    await session.execute(statement)
+                    connection.execute(statement)
+            return True, settled
+
+        is_found, settled = await self._database.write(write)
+        if not is_found:
+            return False
         if settled:
             count_ending(record, settled.type, settled.model_name, status)
         report = log.info if settled else log.warning
@@ -319,17 +340,19 @@ class RecordService:
             Record.idempotency_key == record.idempotency_key,
             Record.created_at <= record.created_at - NAMES_REMEMBERED,
         )
+
+        def write(connection: Connection) -> None:
+            budget = require_active(connection, record.user_id)
+            if record.unit_price and budget is not None:
+                require_budget(connection, record.user_id, record.reserved or Decimal(0), self._zone)
+            if record.idempotency_key is not None:
+                connection.execute(outdated.values(idempotency_key=None))
+            record.id = connection.execute(_OPENING, record.stated).scalar_one()
+            for kind, group in groupby(rows(record.id) if rows else (), type):
+                connection.execute(insert(kind), [row.stated for row in group])
+
         try:
-            async with self._database.transaction() as session:
-                if record.unit_price:
-                    await require_budget(session, record.user_id, record.reserved or Decimal(0), self._zone)
-                await require_active(session, record.user_id)
-                if record.idempotency_key is not None:
-                    await session.execute(outdated.values(idempotency_key=None))
-                session.add(record)
-                if rows is not None:
-                    await session.flush()
-                    session.add_all(rows(record.id))
+            await self._database.write(write)
         except IntegrityError:
             if record.idempotency_key is None:
                 raise

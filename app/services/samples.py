@@ -107,7 +107,7 @@ class SampleService:
             remove_at=now + UNDECIDED,
         )
         async with self._database.transaction() as session:
-            await require_active(session, user_id)
+            await (await session.connection()).run_sync(require_active, user_id)
             session.add(row)
         content_type = sample.sample.content_type
         await self._storage.put(key, sample.source, content_type=content_type)
