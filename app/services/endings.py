@@ -1,7 +1,5 @@
 """What the end of a call means: for its bill, for its name, and for what is told of it."""
 
-import uuid
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import case, null
@@ -9,7 +7,7 @@ from sqlalchemy import case, null
 from app import metrics
 from app.dashscope import may_have_worked
 from app.errors import AppError, HandshakeTimeout, StorageError, UpstreamError
-from app.models import PROVIDER_ID_CHARS, Record
+from app.models import Record
 from app.services.calls import OpenRecord, Status
 
 UNCOUNTED = "（没有收到用量，未计费；如百炼已处理，以百炼账单为准）"
@@ -46,23 +44,6 @@ def explain_orphan(orphan: Record) -> str:
     if orphan.sent_at:
         return "服务中断，请求可能已被百炼接受，实际费用以百炼账单为准"
     return "服务中断，未产生费用"
-
-
-def bill_of(record: OpenRecord, user_id: uuid.UUID, model: str, now: datetime) -> dict[str, Any]:
-    """The `Bill` that says what a record cost."""
-    return {
-        "record_id": record.id,
-        "user_id": user_id,
-        "model": model,
-        "unit": record.price.unit,
-        "quantity": record.quantity,
-        "unit_price": record.price.per_unit,
-        "amount": record.amount,
-        "currency": record.price.currency,
-        "estimated": record.estimated,
-        "provider_request_id": (record.provider_request_id or "")[:PROVIDER_ID_CHARS] or None,
-        "created_at": now,
-    }
 
 
 def count_ending(record: OpenRecord, kind: str, model: str, status: Status) -> None:

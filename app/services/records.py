@@ -21,27 +21,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 from itertools import groupby
-from typing import Any
 
 import structlog
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Executable,
-    Row,
-    case,
-    exists,
-    func,
-    insert,
-    literal,
-    null,
-    select,
-    true,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, Executable, Row, exists, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
-from app.columns import Money, UtcDateTime
+from app.columns import UtcDateTime
 from app.completion import end_by_cancelling, run_to_end
 from app.database import UNAVAILABLE, Database, once_more, outlast
 from app.errors import AskedBefore, NotReady, StorageError
@@ -49,7 +34,8 @@ from app.models import Bill, Record, Table, Watched
 from app.services.accounts import require_active
 from app.services.budgets import require_budget
 from app.services.calls import IdempotencyKey, OpenRecord, Price, RecordType, Status, as_told, new_record, standing
-from app.services.endings import bill_of, count_ending, explain_orphan, freed_name, tell_if_uncounted
+from app.services.endings import count_ending, explain_orphan, freed_name, tell_if_uncounted
+from app.services.ledger import CORRECTION, ENDING, NOTING, OPENING, bill_of, ending_of, noting_of
 from app.timing import note
 
 log = structlog.get_logger(__name__)
@@ -61,7 +47,6 @@ LOOKS_AT_ONCE = 8
 # How long a store that is away is waited for, to find what a dead process had kept already.
 RECOVERY_PATIENCE = timedelta(seconds=20)
 NAMES_REMEMBERED = timedelta(hours=24)
-_OPENING = insert(Record).returning(Record.id)
 REOPENED = {"status": "running", "lease_expires_at": None, "finished_at": None, "error": None, "error_message": None}
 
 
@@ -171,18 +156,8 @@ class RecordService:
     @once_more
     async def note(self, record: OpenRecord, quantity: int, asked: str | None = None) -> bool:
         """Note what the work will count, like `foresee`, of work that goes on whatever it is. False if it has ended."""
-        at = datetime.now(UTC)
-        now, leased = literal(at, UtcDateTime()), literal(at + LEASE, UtcDateTime())
-        noting = update(Record).where(Record.id == record.id, Record.status == "running")
-        values: dict[str, Any] = {"expected_quantity": quantity, "sent_at": func.coalesce(Record.sent_at, now)}
-        # Whoever is about to end it because we seemed to be dead finds that we are not.
-        values["lease_expires_at"] = case((Record.lease_expires_at.is_(None), null()), else_=leased)
-        if asked is not None:
-            values["input_data"] = asked
-        if cost := quantity * record.price.per_unit:
-            values["reserved"] = case((Record.reserved > cost, Record.reserved), else_=literal(cost, Money()))
-        noting = noting.values(planned_key=record.planned_key, **values).returning(Record.id)
-        is_running = await self._database.write(lambda connection: connection.execute(noting).first() is not None)
+        noted = noting_of(record, quantity, asked, until=datetime.now(UTC) + LEASE)
+        is_running = await self._database.write(lambda records: records.execute(NOTING, noted).first() is not None)
         record.is_sent = record.is_sent or is_running
         return is_running
 
@@ -265,33 +240,17 @@ class RecordService:
         """
         now = datetime.now(UTC)
         known = as_told(failure) if failure else None
-        ending = (
-            update(Record)
-            .where(
-                Record.id == record.id,
-                Record.status.in_(("running", "failed", "interrupted") if corrects else ("running",)),
-                true() if provided is None else provided,
-            )
-            .values(
-                status=status,
-                **({} if record.input_data is None else {"input_data": record.input_data}),
-                output_key=record.output_key,
-                output_text=record.output_text,
-                output_data=record.output_data,
-                duration_ms=record.duration_ms,
-                error=known.code if known else None,
-                error_message=known.message if known else None,
-                finished_at=now,
-                lease_expires_at=None,
-                **freed_name(record, status, failure),
-            )
-            .returning(Record.user_id, Record.model_name, Record.type)
-        )
+        ending = ENDING if not corrects else CORRECTION
+        if provided is not None:
+            ending = ending.where(provided)
+        if freed := freed_name(record, status, failure):
+            ending = ending.values(freed)
+        ended = ending_of(record, status, known, now)
 
         def write(connection: Connection) -> tuple[bool, Row[uuid.UUID, str, str] | None]:
             if first is not None and connection.execute(first).first() is None:
                 return False, None
-            settled = connection.execute(ending).one_or_none()
+            settled = connection.execute(ending, ended).one_or_none()
             if settled and record.quantity:
                 connection.execute(insert(Bill), bill_of(record, settled.user_id, settled.model_name, now))
             if settled or first is not None:
@@ -347,7 +306,7 @@ class RecordService:
                 require_budget(connection, record.user_id, record.reserved or Decimal(0), self._zone)
             if record.idempotency_key is not None:
                 connection.execute(outdated.values(idempotency_key=None))
-            record.id = connection.execute(_OPENING, record.stated).scalar_one()
+            record.id = connection.execute(OPENING, record.stated).scalar_one()
             for kind, group in groupby(rows(record.id) if rows else (), type):
                 connection.execute(insert(kind), [row.stated for row in group])
 
