@@ -82,14 +82,12 @@ class AccountService:
 
     async def has_api_key(self, user_id: uuid.UUID) -> bool:
         """Whether the user has stored a key."""
-        async with self._database.snapshot() as session:
-            return await session.scalar(select(ApiKey.user_id).where(ApiKey.user_id == user_id)) is not None
+        return await self._database.look_up(_KEY, user_id=user_id) is not None
 
     async def region(self, user_id: uuid.UUID) -> str:
         """Where the user's key is valid; Beijing for who has none."""
-        async with self._database.snapshot() as session:
-            region = await session.scalar(select(ApiKey.region).where(ApiKey.user_id == user_id))
-        return region or DEFAULT_REGION
+        found = await self._database.look_up(_KEY, user_id=user_id)
+        return DEFAULT_REGION if found is None else found.region
 
     @once_more
     async def delete_api_key(self, user_id: uuid.UUID) -> None:

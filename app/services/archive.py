@@ -10,6 +10,7 @@ from app.audio import CONTENT_TYPES, PCM_FRAME_BYTES, AudioFormat, correct_wav_h
 from app.dashscope import SpeechParameters
 from app.errors import InvalidAudio, ObjectNotFound
 from app.models import Record
+from app.playtime import begin_playtime
 from app.services.admission import read_description
 from app.services.calls import OpenRecord
 from app.services.spool import Spool
@@ -41,15 +42,19 @@ class SpeechArchive:
         bytes_per_second = PCM_FRAME_BYTES * parameters.sample_rate if is_plain else COMPRESSED_BYTES_PER_SECOND
         self._storage.require_room(int(len(text) * SECONDS_PER_CHARACTER / parameters.rate * bytes_per_second))
 
+    def new_spool(self, parameters: SpeechParameters) -> Spool:
+        """Where speech is gathered until it is kept."""
+        return Spool(begin_playtime(parameters.format, parameters.sample_rate))
+
     async def keep(self, record: OpenRecord, spool: Spool, audio_format: AudioFormat, sample_rate: int) -> None:
         """Store what was spoken, byte for byte but for a WAV header with unknown sizes. Raises StorageError."""
         if audio_format == "wav":
-            await to_thread.run_sync(correct_wav_header, spool.file)
+            await spool.look(correct_wav_header)
         key = record.planned_key or self.new_key(audio_format)
         await self._storage.keep(key, spool.file, content_type=CONTENT_TYPES[audio_format])
         record.output_key = key
         try:
-            record.duration_ms = await to_thread.run_sync(measure_duration_ms, spool.file, audio_format, sample_rate)
+            record.duration_ms = await _measure(spool, audio_format, sample_rate)
         except InvalidAudio:
             log.warning("provider_audio_undecodable", record_id=record.id, bytes=spool.size)
 
@@ -61,12 +66,20 @@ class SpeechArchive:
         if record.planned_key is None:
             return None
         parameters = read_description(record.model_name, record.input_data)
-        async with Spool() as spool:
+        async with self.new_spool(parameters) as spool:
             try:
                 async with self._storage.open(record.planned_key) as chunks:
                     async for chunk in chunks:
                         await spool.write(chunk)
-                format, sample_rate = parameters.format, parameters.sample_rate
-                return await to_thread.run_sync(measure_duration_ms, spool.file, format, sample_rate)
+                return await _measure(spool, parameters.format, parameters.sample_rate)
             except (ObjectNotFound, InvalidAudio):
                 return None
+
+
+async def _measure(spool: Spool, audio_format: AudioFormat, sample_rate: int) -> int:
+    """The milliseconds that were counted on the way, or else that the file tells. Raises InvalidAudio."""
+    if spool.playtime is not None and (counted := spool.playtime.duration_ms) is not None:
+        return counted
+    if audio_format == "wav":
+        return await spool.look(lambda file: measure_duration_ms(file, audio_format, sample_rate))
+    return await to_thread.run_sync(measure_duration_ms, spool.file, audio_format, sample_rate)

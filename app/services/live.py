@@ -211,7 +211,7 @@ class LiveSession:
 
         async with (
             tools.records.running(self._user_id, "tts", parameters.model, asked, price, characters) as record,
-            Spool() as spool,
+            tools.archive.new_spool(parameters) as spool,
         ):
             record.planned_key = tools.archive.new_key(parameters.format)
             failure = await self._speak(utterance, credential, record, first, spool, hear)

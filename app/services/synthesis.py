@@ -137,7 +137,7 @@ class SynthesisService:
         try:
             async with (
                 self._records.running(user_id, "tts", parameters.model, asked, price, characters, name) as record,
-                Spool() as spool,
+                self._archive.new_spool(parameters) as spool,
             ):
                 record.planned_key = self._archive.new_key(parameters.format)
                 audience.welcome(record.id)
