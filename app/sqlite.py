@@ -25,8 +25,7 @@ from sqlalchemy.util import await_
 
 WRITES = "app_writes"
 BUSY_TIMEOUT_MS = 10_000
-PRAGMAS = (
-    f"busy_timeout={BUSY_TIMEOUT_MS}",
+_PRAGMAS = (
     "journal_mode=WAL",
     "synchronous=FULL",  # what was committed survives a power cut too: bills are among it
     "foreign_keys=ON",
@@ -98,31 +97,30 @@ class SqliteCursor(AsyncAdapt_aiosqlite_cursor):
 class SqliteConnection(AsyncAdapt_aiosqlite_connection):
     """A connection whose transactions begin on the way to their first statement."""
 
-    __slots__ = ("_begin", "_only_reads")
+    __slots__ = ("_begun", "_wanted")
 
     _cursor_cls = SqliteCursor  # type: ignore[assignment]
 
     def __init__(self, *arguments: Any) -> None:
         """Nothing is begun yet."""
         super().__init__(*arguments)
-        self._begin: Begin | None = None
-        self._only_reads = False
+        self._wanted: Begin | None = None
+        self._begun: Begin | None = None
 
     def begin(self, begin: Begin) -> None:
         """Begin a transaction with whatever statement comes next."""
-        self._begin = begin
-        self._only_reads = begin == "BEGIN"
+        self._wanted = begin
 
     def perform(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Do something in the connection's thread, in its transaction. Raises sqlite3.Error."""
-        connection, begin = self._connection._conn, self._begin
+        connection, begin = self._connection._conn, self._wanted
 
         def in_transaction() -> Result:
             if begin is not None:
                 connection.execute(begin).close()
             return work(connection)
 
-        self._begin = None
+        self._begun, self._wanted = begin or self._begun, None
         try:
             result: Result = await_(self._connection._execute(in_transaction))
         except Exception as error:
@@ -131,17 +129,17 @@ class SqliteConnection(AsyncAdapt_aiosqlite_connection):
 
     def commit(self) -> None:
         """End the transaction, if it was begun at all."""
-        if self._begin is None:
+        if self._begun is not None:
             super().commit()
-        self._begin = None
+        self._begun = self._wanted = None
 
     def rollback(self) -> None:
         """End the transaction, if it was begun at all; nobody waits for the end of one that only reads."""
-        if self._begin is None and self._only_reads and self._connection._connection:
+        if self._begun == "BEGIN" and self._connection._connection:
             self._connection._tx.put_nowait((None, self._connection._conn.rollback))
-        elif self._begin is None:
+        elif self._begun is not None:
             super().rollback()
-        self._begin, self._only_reads = None, False
+        self._begun = self._wanted = None
 
 
 class SqliteModule(AsyncAdapt_aiosqlite_dbapi):
@@ -163,9 +161,9 @@ class Sqlite:
 
     def __init__(self, url: str) -> None:
         """Connect when first used."""
-        self._writing = _open(url)
+        self._writing = _open(url, f"busy_timeout={BUSY_TIMEOUT_MS}", *_PRAGMAS)
         event.listen(self._writing, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-        self._looking = _open(url, "busy_timeout=0", "query_only=ON")
+        self._looking = _open(url, "busy_timeout=0", *_PRAGMAS, "query_only=ON")
         self._thread = ThreadPoolExecutor(1, "sqlite")
 
     async def write(self, unit: Callable[[Connection], Result]) -> Result:
@@ -196,7 +194,7 @@ def create_sqlite_engine(url: str) -> AsyncEngine:
         driver = cast("SqliteConnection", connection.connection.dbapi_connection)
         driver.begin("BEGIN IMMEDIATE" if connection.get_execution_options().get(WRITES) else "BEGIN")
 
-    event.listen(engine.sync_engine, "connect", _configured_by(*PRAGMAS))
+    event.listen(engine.sync_engine, "connect", _configured_by(f"busy_timeout={BUSY_TIMEOUT_MS}", *_PRAGMAS))
     event.listen(engine.sync_engine, "begin", begin)
     return engine
 
@@ -209,7 +207,7 @@ def _open(url: str, *pragmas: str) -> Engine:
         poolclass=StaticPool,
         connect_args={"check_same_thread": False},
     )
-    event.listen(engine, "connect", _configured_by(*PRAGMAS, *pragmas))
+    event.listen(engine, "connect", _configured_by(*pragmas))
     return engine
 
 
