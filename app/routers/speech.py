@@ -136,7 +136,7 @@ async def synthesize(
         listener, is_repeat = await services.repeats.once(
             user.id,
             name,
-            lambda: speech.stream(user.id, parameters, asked.text, name),
+            lambda: speech.stream(user, parameters, asked.text, name),
             speech.replay,
             has_left=has_left,
         )
@@ -146,7 +146,7 @@ async def synthesize(
     spoken, is_repeat = await services.repeats.once(
         user.id,
         name,
-        lambda: speech.synthesize(user.id, parameters, asked.text, name),
+        lambda: speech.synthesize(user, parameters, asked.text, name),
         speech.recall,
         has_left=has_left,
     )

@@ -1,6 +1,8 @@
 """A paid call while it is under way: what it may become, and what is known of it so far."""
 
+import asyncio
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -58,6 +60,15 @@ class OpenRecord:
     is_sent: bool = False
     """Whether the provider may have taken the work on."""
     cut_off: CutOff | None = None
+    opening: "asyncio.Task[None] | None" = None
+    """What is still writing the record down; until it has, there is no id."""
+
+    def when_open(self, tell: Callable[[int], object]) -> None:
+        """Have the id told as soon as there is one."""
+        if self.opening is None:
+            tell(self.id)
+        else:
+            self.opening.add_done_callback(lambda _: self.id and tell(self.id))
 
     @property
     def amount(self) -> Decimal:

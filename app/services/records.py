@@ -83,13 +83,24 @@ class RecordService:
         price: Price,
         quantity: int = 0,
         name: IdempotencyKey | None = None,
+        *,
+        is_awaited: bool = True,
     ) -> AsyncIterator[OpenRecord]:
         """Open a record, and settle it when the block ends: as succeeded only when nothing was raised.
 
         `quantity` is what the call will count, as far as that is known, and `name` what its client calls it. A record
-        that was handed over meanwhile stays open. Raises BudgetExceeded, or AskedBefore for a name that stands.
+        that was handed over meanwhile stays open. If it is not awaited, the block begins while the record is being
+        opened; `foresee` waits for it. Raises BudgetExceeded, or AskedBefore for a name that stands.
         """
-        record = OpenRecord(await self._open(user_id, kind, model, input_data, price, quantity, name), price)
+        record = OpenRecord(0, price)
+
+        async def open_it() -> None:
+            record.id = await self._open(user_id, kind, model, input_data, price, quantity, name)
+
+        if is_awaited:
+            await open_it()
+        else:
+            record.opening = asyncio.create_task(open_it())
         status: Status = "failed"
         failure: BaseException | None = None
         try:
@@ -104,7 +115,7 @@ class RecordService:
             raise
         finally:
             if not record.handed_over:
-                await run_to_end(self._settle(record, status, failure))
+                await run_to_end(self._conclude(record, status, failure))
 
     async def open_job(
         self,
@@ -148,7 +159,10 @@ class RecordService:
 
         It is billed as an estimate should this process die; before it is noted, a death costs nothing. Raises NotReady
         when the record has been given its end meanwhile, because this process slept: nothing may be bought for it.
+        Raises as well whatever kept the record from being opened.
         """
+        if record.opening is not None:
+            await asyncio.shield(record.opening)
         if not await self.note(record, quantity, asked):
             log.warning("record_ended_by_others", record_id=record.id)
             raise NotReady("服务刚才停顿过久，本次请求未提交，请重试")
@@ -332,6 +346,12 @@ class RecordService:
         if record.duration_ms is not None:
             record.output_key = orphan.planned_key
         return True
+
+    async def _conclude(self, record: OpenRecord, status: Status, failure: BaseException | None) -> None:
+        """Settle a record of ours; raises what kept it from being opened, if that came first."""
+        if record.opening is not None:
+            await record.opening
+        await self._settle(record, status, failure)
 
     async def _settle(self, record: OpenRecord, status: Status, failure: BaseException | None) -> None:
         """Write the end of a record of ours; a database that is busy or away for a moment is waited for."""

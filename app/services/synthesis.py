@@ -1,7 +1,6 @@
 """Text to speech: check, open the record, let the provider speak, keep the audio, settle."""
 
 import asyncio
-import uuid
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -10,6 +9,7 @@ from app.catalog import PriceList, count_characters
 from app.dashscope import Credential, Interruption, SpeechClient, SpeechParameters, Usage
 from app.errors import AppError, NotReady, UpstreamError
 from app.inflight import InFlight
+from app.models import User
 from app.services.admission import SpeechAdmission, describe
 from app.services.archive import SpeechArchive
 from app.services.calls import IdempotencyKey, OpenRecord, Price, as_told
@@ -59,15 +59,15 @@ class SynthesisService:
         self._in_flight = in_flight
 
     async def synthesize(
-        self, user_id: uuid.UUID, parameters: SpeechParameters, text: str, name: IdempotencyKey | None = None
+        self, user: User, parameters: SpeechParameters, text: str, name: IdempotencyKey | None = None
     ) -> SpokenAudio:
         """Speak a text and keep the audio. Goes on to its end even if the caller does not wait for it.
 
         Raises the AppError that tells the client what went wrong.
         """
-        parameters, credential = await self._admission.admit_text(user_id, parameters, text, MAX_TEXT_CHARS)
+        parameters, credential = await self._admission.admit_text(user.id, parameters, text, MAX_TEXT_CHARS)
         self._archive.require_room(parameters, text)
-        work = self._perform(user_id, credential, parameters, text, Audience(), name)
+        work = self._perform(user, credential, parameters, text, Audience(), name)
         record = await asyncio.shield(self._in_flight.start(work))
         if record.output_key is None or record.duration_ms is None:
             raise NotReady(BROKEN_OFF)
@@ -75,17 +75,17 @@ class SynthesisService:
         return SpokenAudio(record.id, url, record.duration_ms, record.quantity, record.amount)
 
     async def stream(
-        self, user_id: uuid.UUID, parameters: SpeechParameters, text: str, name: IdempotencyKey | None = None
+        self, user: User, parameters: SpeechParameters, text: str, name: IdempotencyKey | None = None
     ) -> Listener:
         """Speak a text to a listener; the same audio is kept. The record is settled also when the listener leaves.
 
         Who leaves stops the speech, unless the request has a name: then he means to come back for the whole. Raises
         what is known to be wrong before the provider is asked; later failures reach the listener.
         """
-        parameters, credential = await self._admission.admit_text(user_id, parameters, text, MAX_TEXT_CHARS)
+        parameters, credential = await self._admission.admit_text(user.id, parameters, text, MAX_TEXT_CHARS)
         self._archive.require_room(parameters, text)
         listener = Listener(is_awaited=name is not None)
-        self._in_flight.start(self._perform(user_id, credential, parameters, text, listener, name))
+        self._in_flight.start(self._perform(user, credential, parameters, text, listener, name))
         try:
             await listener.welcomed()
         except asyncio.CancelledError:
@@ -123,7 +123,7 @@ class SynthesisService:
 
     async def _perform(
         self,
-        user_id: uuid.UUID,
+        user: User,
         credential: Credential,
         parameters: SpeechParameters,
         text: str,
@@ -134,13 +134,17 @@ class SynthesisService:
         price = Price("character", self._prices.per_character(parameters.model), self._prices.currency)
         asked = describe(parameters, text)
         characters = count_characters(text, ssml=parameters.enable_ssml)
+        # The provider may get ready meanwhile, unless there is something that it must not even be asked for.
+        is_awaited = name is not None or user.monthly_budget is not None
         try:
             async with (
-                self._records.running(user_id, "tts", parameters.model, asked, price, characters, name) as record,
+                self._records.running(
+                    user.id, "tts", parameters.model, asked, price, characters, name, is_awaited=is_awaited
+                ) as record,
                 self._archive.new_spool(parameters) as spool,
             ):
+                record.when_open(audience.welcome)
                 record.planned_key = self._archive.new_key(parameters.format)
-                audience.welcome(record.id)
                 spoken = text.strip() if parameters.enable_ssml else text  # blanks around markup would be billed
                 failure = await self._speak(record, credential, parameters, spoken, spool, audience)
                 audience.end_within(KEEPING_SECONDS, failure)
