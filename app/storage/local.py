@@ -140,18 +140,23 @@ class LocalStorage:
 
     def _write(self, key: str, source: BinaryIO) -> None:
         place = self._place(key)
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        place.parent.mkdir(parents=True, exist_ok=True)
         draft = place.with_name(f"~{uuid.uuid4().hex}")  # no key contains a tilde: drafts cannot be asked for
         try:
-            with draft.open("xb") as file:
+            file = draft.open("xb")
+        except FileNotFoundError:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file = draft.open("xb")
+        try:
+            with file:
                 source.seek(0)
                 shutil.copyfileobj(source, file, CHUNK_BYTES)
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut can leave the name in place of an empty file
             draft.replace(place)
-        finally:
+        except BaseException:
             draft.unlink(missing_ok=True)
+            raise
 
     def _remove(self, key: str) -> None:
         with suppress(FileNotFoundError, NotADirectoryError):
