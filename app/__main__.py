@@ -8,7 +8,6 @@ import socket
 import sys
 from contextlib import nullcontext
 
-from alembic.util.exc import CommandError
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -37,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         print(f"Cannot start, the settings are not usable: {reasons}", file=sys.stderr)
         return 2
-    except (ValueError, OSError, RuntimeError, SQLAlchemyError, CommandError) as error:
+    except (ValueError, OSError, RuntimeError, SQLAlchemyError) as error:
         print(f"Cannot start: {error}", file=sys.stderr)
         return 2
     return result
@@ -172,7 +171,7 @@ def _run_server(factory: str, settings: Settings, options: argparse.Namespace, p
 
     from app.metrics import gathered_from_processes
     from app.observability import configure_logs
-    from app.services.preparation import prepare
+    from app.preparation import prepare
 
     _require_free(options.host, options.port)
     configure_logs(settings.log_level)
@@ -219,9 +218,14 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _migrate(options: argparse.Namespace) -> int:
+    from alembic.util.exc import CommandError
+
     from app.database import migrate
 
-    asyncio.run(migrate(Settings().database_url, options.revision))
+    try:
+        asyncio.run(migrate(Settings().database_url, options.revision))
+    except CommandError as error:
+        raise RuntimeError(str(error)) from error
     return 0
 
 

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import BinaryIO, Literal, NamedTuple
 
-import av
-
 from app.errors import InvalidAudio
 
 AudioFormat = Literal["mp3", "wav", "pcm", "opus"]
@@ -155,6 +153,8 @@ def _decoded_frames(source: BinaryIO, container_format: str) -> tuple[int, int]:
     The container is named and not guessed: some that FFmpeg would guess make it open other files. Packets that
     do not decode are skipped, but must be the smaller part: MP3 frame headers also turn up in what is no audio.
     """
+    import av  # here, because FFmpeg's libraries take 20 MB, and who needs no decoder does not pay for them
+
     frames = rate = decoded = failed = 0
     try:
         with av.open(source, "r", format=container_format) as container:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, cast
 
 import structlog
-from sqlalchemy import Connection, Row, Select, event, make_url, text
+from sqlalchemy import Connection, Row, Select, event, inspect, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -265,19 +265,25 @@ def _run_alembic(url: str, revision: str) -> None:
 
 async def require_current_schema(database: Database) -> None:
     """Refuse to run on a schema of another version. Raises RuntimeError that says what to do."""
-    from alembic.runtime.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    def current(connection: Connection) -> str | None:
-        return MigrationContext.configure(connection).get_current_revision()
-
-    head = ScriptDirectory.from_config(alembic_config("")).get_current_head()
-    async with database.engine.connect() as connection:
-        revision = await connection.run_sync(current)
+    revision, head = await find_revision(database), head_revision()
     if revision != head:
         raise RuntimeError(
             f"the database is at revision {revision}, this version needs {head}: run `python -m app migrate`"
         )
+
+
+async def find_revision(database: Database) -> str | None:
+    """The revision that the schema has, as the last migration that was committed has left it."""
+    async with database.engine.connect() as connection:
+        if not await connection.run_sync(lambda sync: inspect(sync).has_table("alembic_version")):
+            return None
+        found = await connection.scalars(text("SELECT version_num FROM alembic_version"))
+        return ", ".join(sorted(found)) or None
+
+
+def head_revision() -> str:
+    """The revision that this version needs, by the names of the migrations: Alembic takes 0.1 s to load them."""
+    return max(file.stem.split("_")[1] for file in (_PROJECT / "alembic" / "versions").glob("[0-9]*_*.py"))
 
 
 def alembic_config(url: str) -> Any:

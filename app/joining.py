@@ -12,13 +12,13 @@ import struct
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from types import MappingProxyType
-from typing import BinaryIO, Literal, NamedTuple
-
-import av
-from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from app.audio import MAX_SIZE, PCM_FRAME_BYTES, AudioFormat
+
+# FFmpeg's libraries are large: they are loaded by whoever encodes the first file.
+if TYPE_CHECKING:
+    import av
 
 NO_TAGS = {"id3v2_version": "0"}
 
@@ -181,12 +181,14 @@ class _EncodedFile:
     """One encoder and one muxer from the first sample to the last, and one resampler where the rates differ."""
 
     def __init__(self, target: BinaryIO, sample_rate: int, encoding: _Encoding) -> None:
+        import av
+
         self._sample_rate = sample_rate
         self._encoding = encoding
         self._taken = self._encoded = 0  # samples at the two rates
-        self._resampler: AudioResampler | None = None
+        self._resampler: av.AudioResampler | None = None
         if sample_rate != encoding.rate:
-            self._resampler = AudioResampler(format="s16", layout="mono", rate=encoding.rate)
+            self._resampler = av.AudioResampler(format="s16", layout="mono", rate=encoding.rate)
         self._sink = _Sink(target)
         self._container = av.open(self._sink, "w", format=encoding.container, container_options=NO_TAGS)
         self._stream = self._container.add_stream(encoding.codec, rate=encoding.rate, options=dict(encoding.options))
@@ -216,6 +218,8 @@ class _EncodedFile:
 
     def close(self) -> None:
         """Let go of the target first: FFmpeg completes a file on closing, also one that was abandoned."""
+        import av
+
         self._sink.let_go()
         with contextlib.suppress(av.error.FFmpegError):
             self._container.close()
@@ -227,7 +231,7 @@ class _EncodedFile:
         for each in [frame] if self._resampler is None else self._resampler.resample(frame):
             self._encode(each)
 
-    def _encode(self, frame: AudioFrame) -> None:
+    def _encode(self, frame: "av.AudioFrame") -> None:
         rate = self._encoding.rate
         frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), self._encoded
         self._encoded += frame.samples
@@ -235,8 +239,10 @@ class _EncodedFile:
             self._container.mux(packet)
 
 
-def _frame(samples: bytes) -> AudioFrame:
-    frame = AudioFrame(format="s16", layout="mono", samples=len(samples) // PCM_FRAME_BYTES)
+def _frame(samples: bytes) -> "av.AudioFrame":
+    import av
+
+    frame = av.AudioFrame(format="s16", layout="mono", samples=len(samples) // PCM_FRAME_BYTES)
     frame.planes[0].update(samples)
     return frame
 

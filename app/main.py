@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
-from app.memory import return_large_blocks
+from app.memory import keep_what_is_loaded, return_large_blocks
 from app.observability import RequestContext, configure_logs
 from app.routers import (
     admin,
@@ -132,6 +132,7 @@ def _serving(settings: Settings, traces: Traces) -> Callable[[FastAPI], Abstract
         async with traces, open_services(settings) as services:
             app.state.services = services
             with hearing_stop(services.in_flight, settings.drain_delay_seconds), ending_with_parent():
+                keep_what_is_loaded()
                 yield
 
     return lifespan

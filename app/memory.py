@@ -1,6 +1,7 @@
-"""How this process treats the memory of large uploads."""
+"""How this process treats its memory: large uploads, and what it is made of."""
 
 import ctypes
+import gc
 from contextlib import suppress
 
 M_MMAP_THRESHOLD = -3  # malloc.h
@@ -14,3 +15,11 @@ def return_large_blocks() -> None:
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+
+
+def keep_what_is_loaded() -> None:
+    """Leave everything that is there now out of every collection of garbage to come.
+
+    Measured: looking through the program and its libraries would stop all requests for 0.1 s each time.
+    """
+    gc.freeze()

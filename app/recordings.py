@@ -14,20 +14,18 @@ import struct
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
-from typing import BinaryIO
-
-import av
-from av.audio.frame import AudioFrame
-from av.audio.stream import AudioStream
-from av.container import InputContainer
-from av.packet import Packet
-from av.stream import Discard, Disposition
+from typing import TYPE_CHECKING, BinaryIO
 
 from app.audio import MAX_SIZE, Wav, read_wav
 from app.errors import AudioTooLong, InvalidAudio
+
+# FFmpeg's libraries are large: they are loaded by whoever opens the first file.
+if TYPE_CHECKING:
+    import av
 
 # FFmpeg's demuxers that may hold each container.
 _DEMUXERS: Mapping[str, str] = MappingProxyType(
@@ -124,7 +122,7 @@ def probe(
     *,
     containers: Collection[str],
     max_ms: int | None = None,
-    listen: Callable[[AudioFrame], None] | None = None,
+    listen: "Callable[[av.AudioFrame], None] | None" = None,
 ) -> Recording:
     """Tell what a file holds by decoding it, as far as `max_ms` if that is given.
 
@@ -137,6 +135,8 @@ def probe(
     Raises InvalidAudio for everything that is no audio in one of these containers or takes too long to decode, and
     AudioTooLong for what plays longer than `max_ms`, give or take PADDING_MS.
     """
+    import av
+
     view = _View(source, read_wav(source), time.monotonic() + PROBE_SECONDS)
     if not view.size:
         raise InvalidAudio("音频文件为空，请重新上传")
@@ -148,8 +148,10 @@ def probe(
         raise _unrecognized(view, containers) from error
 
 
-def _open(view: "_View", containers: Collection[str]) -> InputContainer:
+def _open(view: "_View", containers: Collection[str]) -> "av.container.InputContainer":
     """Open with FFmpeg on its leash; what it does not recognize raises FFmpegError."""
+    import av
+
     candidates = {view.sealed} if view.sealed else RECOGNIZABLE - _SEALED
     demuxers = {_DEMUXERS[name] for name in candidates.intersection(containers)}
     leash = {
@@ -164,14 +166,17 @@ def _open(view: "_View", containers: Collection[str]) -> InputContainer:
 
 
 def _examine(
-    opened: InputContainer,
+    opened: "av.container.InputContainer",
     view: "_View",
     containers: Collection[str],
     max_ms: int | None,
-    listen: Callable[[AudioFrame], None] | None,
+    listen: "Callable[[av.AudioFrame], None] | None",
 ) -> Recording:
+    import av
+    from av.stream import Discard, Disposition
+
     stream = opened.streams.best("audio")
-    if not isinstance(stream, AudioStream):
+    if not isinstance(stream, av.AudioStream):
         raise InvalidAudio("文件中没有音轨，请上传含有声音的文件")
     decoder = getattr(stream.codec_context, "name", None)  # there is no context where FFmpeg has no decoder
     if decoder not in _decoders(view).split(","):
@@ -225,17 +230,19 @@ def _container(demuxer: str, codec: str, has_picture: bool, view: "_View") -> st
 
 
 def _measure_ms(
-    opened: InputContainer,
-    stream: AudioStream,
+    opened: "av.container.InputContainer",
+    stream: "av.AudioStream",
     view: "_View",
     pcm_bytes: int | None,
     max_ms: int | None,
-    listen: Callable[[AudioFrame], None] | None,
+    listen: "Callable[[av.AudioFrame], None] | None",
 ) -> int | None:
     """Decode and add up, or with the size of all PCM judge by the beginning. None when it does not decode.
 
     Packets that fail are skipped, but must be the smaller part: frame headers also turn up in what is no audio.
     """
+    import av
+
     duration_ms = 0.0
     decoded = failed = 0
     for packet in _packets(opened, stream):
@@ -264,16 +271,13 @@ def _measure_ms(
     return round(duration_ms) if duration_ms and failed < decoded else None
 
 
-def _packets(opened: InputContainer, stream: AudioStream) -> "Iterator[Packet[AudioStream]]":
+def _packets(opened: "av.container.InputContainer", stream: "av.AudioStream") -> "Iterator[av.Packet[av.AudioStream]]":
     """The packets up to the end, or to where the file is damaged beyond reading."""
-    packets = opened.demux(stream)
-    while True:
-        try:
-            yield next(packets)
-        except (StopIteration, av.error.FFmpegError):
-            return
-        except IndexError:  # PyAV stumbles at the end over streams that turned up late
-            return
+    import av
+
+    # PyAV stumbles, with an IndexError, at the end over streams that turned up late.
+    with suppress(IndexError, av.error.FFmpegError):
+        yield from opened.demux(stream)
 
 
 def _require_time(view: "_View") -> None:

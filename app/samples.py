@@ -27,16 +27,18 @@ from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import MappingProxyType
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import anyio.abc
 from anyio import CancelScope, CapacityLimiter, fail_after, open_process, to_thread
 from anyio.lowlevel import RunVar
-from av.audio.frame import AudioFrame
 
 from app.audio import read_wav
 from app.errors import AudioTooLarge, AudioTooLong, InvalidAudio
 from app.recordings import M4A, PADDING_MS, is_mp4, probe, read_head
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
 
 MAX_BYTES = 10 * 1024 * 1024
 MIN_MS = 5_000
@@ -52,7 +54,7 @@ CHILD_SECONDS = 8.0
 CHILD_BYTES = 256 * 1024 * 1024  # of address space, half of which are FFmpeg's libraries
 # Enough for Python to find itself. What else is in the environment are secrets.
 CHILD_ENVIRONMENT = ("PYTHON", "LD_", "DYLD_")
-LATE_MODULES = ("av.subtitles.codeccontext", "av.subtitles.stream")  # which PyAV imports with the first file
+LATE_MODULES = ("av", "av.subtitles.codeccontext", "av.subtitles.stream")  # imported with the first file
 _PROJECT = Path(__file__).resolve().parent.parent
 _READY = b"ready\n"
 
@@ -198,7 +200,7 @@ class _Heard:
         """Whether the samples, which may be off zero, hardly ever moved."""
         return self._highest - self._lowest < SILENCE
 
-    def listen(self, frame: AudioFrame) -> None:
+    def listen(self, frame: "AudioFrame") -> None:
         """Take in a frame. Its samples are looked at until one was loud."""
         self.sample_rate = min(self.sample_rate or frame.sample_rate, frame.sample_rate)
         self.channels = max(self.channels, frame.layout.nb_channels)

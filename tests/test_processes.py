@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.announcements import Announcements
 from app.database import Database, is_outage, migrate, once_more
-from app.services.preparation import prepare
+from app.preparation import prepare
 from app.settings import Settings
 from tests.conftest import CreateAccount
 from tests.databases import create_database, drop_database, postgres_url

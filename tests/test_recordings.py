@@ -538,7 +538,7 @@ def test_small_files_take_little_memory(tmp_path: Path) -> None:
     for name, content in traps.items():
         (tmp_path / name).write_bytes(content)
     program = (
-        "import resource, sys, pathlib\n"
+        "import av, resource, sys, pathlib\n"
         "from app.errors import AudioTooLong, InvalidAudio\n"
         "from app.recordings import RECOGNIZABLE, probe\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

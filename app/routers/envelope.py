@@ -8,7 +8,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
 Data = TypeVar("Data")
-JSON, EVENTS = "application/json", "text/event-stream"
+JSON = "application/json"
 
 
 class Envelope(BaseModel, Generic[Data]):
@@ -48,24 +48,24 @@ _ERRORS = {
 }
 
 
+# By name: FastAPI would build a serializer for each error of each route, which is never used.
+_ERROR = {"$ref": f"#/components/schemas/{ErrorEnvelope.__name__}"}
+
+
 def error_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The documentation of a route's error answers."""
     answers: dict[int | str, dict[str, Any]] = {}
     for status in (*statuses, 500):
         description, error, message = _ERRORS[status]
         example = {"code": status, "message": message, "data": None, "error": error}
-        answers[status] = {
-            "model": ErrorEnvelope,
-            "description": description,
-            "content": {JSON: {"example": example}},
-        }
+        answers[status] = {"description": description, "content": {JSON: {"schema": _ERROR, "example": example}}}
     return answers
 
 
 def describe_errors_as_answered(app: FastAPI) -> None:
     """Mend the schema's error answers.
 
-    Validation answers 400, not 422; FastAPI drops nulls from examples, and has errors of event streams be events.
+    Validation answers 400, not 422; FastAPI drops nulls from examples, and does not know the envelope of errors.
     """
     generate = app.openapi
 
@@ -76,13 +76,12 @@ def describe_errors_as_answered(app: FastAPI) -> None:
                 for operation in operations.values():
                     operation["responses"].pop("422", None)
                     for answer in operation["responses"].values():
-                        if stray := answer.get("content", {}).get(EVENTS, {}).get("schema"):
-                            answer["content"][JSON]["schema"] = stray
-                            del answer["content"][EVENTS]
                         if example := answer.get("content", {}).get(JSON, {}).get("example"):
                             example.setdefault("data", None)
+            schemas = schema["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):
-                schema["components"]["schemas"].pop(name, None)
+                schemas.pop(name, None)
+            schemas[ErrorEnvelope.__name__] = ErrorEnvelope.model_json_schema()
         return app.openapi_schema or {}
 
     app.openapi = openapi  # type: ignore[method-assign]

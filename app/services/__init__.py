@@ -22,6 +22,7 @@ from app.dashscope import (
 )
 from app.database import Database, is_outage
 from app.inflight import InFlight
+from app.preparation import prepare_database
 from app.ratelimit import RateLimiter, burst_of
 from app.security import KeySealer, TokenSigner
 from app.services.accounts import AccountService
@@ -43,7 +44,6 @@ from app.services.longtext import LongTextService
 from app.services.narration import Tools
 from app.services.narrator import Narrator
 from app.services.passwords import Passwords
-from app.services.preparation import prepare_database
 from app.services.recognition import RecognitionService
 from app.services.records import RecordService
 from app.services.registration import RegistrationService

@@ -8,7 +8,7 @@ from sqlalchemy import make_url, select
 from sqlalchemy.exc import IntegrityError
 
 from app.catalog import load_prices
-from app.database import UNAVAILABLE, Database, migrate, require_current_schema
+from app.database import UNAVAILABLE, Database, find_revision, head_revision, migrate, require_current_schema
 from app.models import GeneratedSecret
 from app.security import fingerprint_secret
 from app.settings import Secrets, Settings, load_secrets
@@ -37,19 +37,24 @@ async def prepare_database(database: Database, settings: Settings, secrets: Secr
 
     Raises RuntimeError that says what is wrong.
     """
-    from alembic.util.exc import CommandError  # here, because importing the application is to be quick
-
     # Without the query: it may hold a password, too.
     shown = make_url(settings.database_url).set(query={}).render_as_string(hide_password=True)
     try:
-        if settings.auto_migrate:
-            await migrate(settings.database_url)
-        else:
+        if not settings.auto_migrate:
             await require_current_schema(database)
+        elif await find_revision(database) != head_revision():
+            await _migrate(settings.database_url, shown)
         if not settings.uses_sqlite:
             await _require_same_secrets(database, settings, secrets)
     except UNAVAILABLE as error:
         raise RuntimeError(f"the database {shown} cannot be used: {_reason(error)}") from error
+
+
+async def _migrate(url: str, shown: str) -> None:
+    from alembic.util.exc import CommandError  # here, because most starts find nothing to migrate
+
+    try:
+        await migrate(url)
     except CommandError as error:
         raise RuntimeError(f"the database {shown} cannot be migrated, is it of a newer version? {error}") from error
 
