@@ -7,17 +7,19 @@ import time
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from functools import cache
+from typing import TYPE_CHECKING, Literal
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from jose import JWTError, jwt
-from passlib.context import CryptContext
-from passlib.exc import UnknownHashError
 
 from app.errors import SealBroken, Unauthorized
+
+if TYPE_CHECKING:
+    from passlib.context import CryptContext
 
 TOKEN_ALGORITHM = "HS256"
 MAX_TOKEN_CHARS = 2048
@@ -29,20 +31,25 @@ NONCE_BYTES = 12
 JUDGED_CHARS = 20  # of a password: more make it no easier to guess, and twice as many take seconds to judge
 MAX_GENERATION = 2**31 - 1
 
-# OWASP's argon2id parameters; pbkdf2 is read only, and replaced at the next login.
-_passwords = CryptContext(
-    schemes=["argon2", "pbkdf2_sha256"],
-    deprecated="auto",
-    argon2__type="ID",
-    argon2__memory_cost=19_456,
-    argon2__time_cost=2,
-    argon2__parallelism=1,
-)
+
+@cache
+def _passwords() -> "CryptContext":
+    """OWASP's argon2id parameters; pbkdf2 is read only, and replaced at the next login."""
+    from passlib.context import CryptContext  # here, so that it is loaded in a thread, when nobody waits for a start
+
+    return CryptContext(
+        schemes=["argon2", "pbkdf2_sha256"],
+        deprecated="auto",
+        argon2__type="ID",
+        argon2__memory_cost=19_456,
+        argon2__time_cost=2,
+        argon2__parallelism=1,
+    )
 
 
 def hash_password(password: str) -> str:
     """Hash a password with argon2id. Takes about 20 ms and 19 MiB: call it in a thread."""
-    return _passwords.hash(password)
+    return _passwords().hash(password)
 
 
 def count_guesses(password: str, *known: str) -> int:
@@ -60,13 +67,15 @@ def verify_password(password: str, password_hash: str | None) -> tuple[bool, str
 
     Without a hash (an unknown user) it takes the same time and answers False. Call it in a thread.
     """
+    from passlib.exc import UnknownHashError
+
     if password_hash is None:
-        _passwords.dummy_verify()
+        _passwords().dummy_verify()
         return False, None
     try:
-        return _passwords.verify_and_update(password, password_hash)
+        return _passwords().verify_and_update(password, password_hash)
     except UnknownHashError:
-        _passwords.dummy_verify()
+        _passwords().dummy_verify()
         return False, None
 
 
