@@ -1,5 +1,6 @@
 """The envelope around every JSON answer: `{"code": 200, "message": "success", "data": …}`."""
 
+from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import orjson
@@ -67,9 +68,13 @@ def describe_errors_as_answered(app: FastAPI) -> None:
 
     Validation answers 400, not 422; FastAPI drops nulls from examples, and does not know the envelope of errors.
     """
-    generate = app.openapi
+    generate, one_at_a_time = app.openapi, Lock()
 
     def openapi() -> dict[str, Any]:
+        with one_at_a_time:
+            return mended()
+
+    def mended() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = generate()
             for operations in schema["paths"].values():
