@@ -4,7 +4,8 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY requirements.lock .
 RUN python -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-deps --require-hashes --requirement requirements.lock \
- && /opt/venv/bin/pip uninstall --yes pip setuptools
+ && /opt/venv/bin/pip uninstall --yes pip setuptools \
+ && rm -rf /opt/venv/lib/python3.11/site-packages/Crypto/SelfTest
 
 
 FROM python:3.11-slim
