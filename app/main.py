@@ -131,6 +131,7 @@ def _serving(settings: Settings, traces: Traces) -> Callable[[FastAPI], Abstract
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         return_large_blocks()
+        keep_what_is_loaded()  # the program: what is opened now need not make anybody look through it
         async with traces, open_services(settings) as services:
             app.state.services = services
             with hearing_stop(services.in_flight, settings.drain_delay_seconds), ending_with_parent():
