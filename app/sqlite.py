@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar, TypeVarTuple, cast
 
-import aiosqlite
 from sqlalchemy import Connection, Engine, Row, Select, create_engine, event, make_url
 from sqlalchemy.dialects.sqlite.aiosqlite import (
     AsyncAdapt_aiosqlite_connection,
@@ -146,12 +145,14 @@ class SqliteModule(AsyncAdapt_aiosqlite_dbapi):
     """What SQLAlchemy takes for the driver."""
 
     def __init__(self) -> None:
-        """Load aiosqlite."""
+        """Load aiosqlite: here, so that who has PostgreSQL does not pay for it."""
+        import aiosqlite
+
         super().__init__(aiosqlite, sqlite3)
 
     def connect(self, *arguments: Any, **named: Any) -> SqliteConnection:
         """Open a connection, whose thread ends with the process."""
-        connection = aiosqlite.connect(*arguments, **named)
+        connection = self.aiosqlite.connect(*arguments, **named)
         connection._thread.daemon = True
         return SqliteConnection(self, await_(connection))
 

@@ -15,6 +15,16 @@ from app.models import PROVIDER_ID_CHARS, Record
 from app.services.calls import OpenRecord, Status
 
 OPENING = insert(Record).returning(Record.id)
+FORGETTING = (
+    update(Record)
+    .where(
+        Record.user_id == bindparam("of_user"),
+        Record.idempotency_key == bindparam("named"),
+        Record.created_at <= bindparam("until"),
+    )
+    .values(idempotency_key=None)
+)
+"""Lets a name go that was given long ago."""
 _COST = bindparam("cost", type_=Money())
 # Whoever is about to end a record because we seemed to be dead finds by its lease that we are not.
 _LEASE = case((Record.lease_expires_at.is_(None), null()), else_=bindparam("leased_until", type_=UtcDateTime()))

@@ -35,7 +35,7 @@ from app.services.accounts import require_active
 from app.services.budgets import require_budget
 from app.services.calls import IdempotencyKey, OpenRecord, Price, RecordType, Status, as_told, new_record, standing
 from app.services.endings import count_ending, explain_orphan, freed_name, tell_if_uncounted
-from app.services.ledger import CORRECTION, ENDING, NOTING, OPENING, bill_of, ending_of, noting_of
+from app.services.ledger import CORRECTION, ENDING, FORGETTING, NOTING, OPENING, bill_of, ending_of, noting_of
 from app.timing import note
 
 log = structlog.get_logger(__name__)
@@ -308,18 +308,14 @@ class RecordService:
     @once_more
     async def _add(self, record: Record, rows: Callable[[int], Sequence[Table]] | None = None) -> None:
         """Write a new record down, if its user's budget allows it and its name is free."""
-        outdated = update(Record).where(
-            Record.user_id == record.user_id,
-            Record.idempotency_key == record.idempotency_key,
-            Record.created_at <= record.created_at - NAMES_REMEMBERED,
-        )
 
         def write(connection: Connection) -> None:
             budget = require_active(connection, record.user_id)
             if record.unit_price and budget is not None:
                 require_budget(connection, record.user_id, record.reserved or Decimal(0), self._zone)
             if record.idempotency_key is not None:
-                connection.execute(outdated.values(idempotency_key=None))
+                outdated = {"of_user": record.user_id, "named": record.idempotency_key}
+                connection.execute(FORGETTING, {**outdated, "until": record.created_at - NAMES_REMEMBERED})
             record.id = connection.execute(OPENING, record.stated).scalar_one()
             for kind, group in groupby(rows(record.id) if rows else (), type):
                 connection.execute(insert(kind), [row.stated for row in group])

@@ -20,6 +20,7 @@ from app.inflight import InFlight
 from app.models import Record
 from app.services.calls import IdempotencyKey
 from app.services.history import HistoryService, RecordedCall
+from app.services.ledger import FORGETTING
 from app.services.records import NAMES_REMEMBERED
 from app.timing import note
 
@@ -110,15 +111,11 @@ class RepeatService:
     @once_more
     async def give_name(self, user_id: uuid.UUID, record_id: int, name: IdempotencyKey) -> None:
         """Let a name stand for a record that has none: the one that an earlier order brought. Raises AskedBefore."""
-        outdated = update(Record).where(
-            Record.user_id == user_id,
-            Record.idempotency_key == name.key,
-            Record.created_at <= datetime.now(UTC) - NAMES_REMEMBERED,
-        )
+        outdated = {"of_user": user_id, "named": name.key, "until": datetime.now(UTC) - NAMES_REMEMBERED}
         naming = update(Record).where(Record.id == record_id, Record.idempotency_key.is_(None))
         try:
             async with self._database.transaction() as session:
-                await session.execute(outdated.values(idempotency_key=None))
+                await session.execute(FORGETTING, outdated)
                 await session.execute(naming.values(idempotency_key=name.key, request_digest=name.digest))
         except IntegrityError:
             raise AskedBefore from None
