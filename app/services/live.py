@@ -209,6 +209,7 @@ class LiveSession:
             if utterance.cut_off is None:
                 await self._tell((utterance, samples))
 
+        tools.in_flight.start(tools.storage.get_ready())
         async with (
             tools.records.running(self._user_id, "tts", parameters.model, asked, price, characters) as record,
             tools.archive.new_spool(parameters) as spool,

@@ -134,6 +134,7 @@ class SynthesisService:
         price = Price("character", self._prices.per_character(parameters.model), self._prices.currency)
         asked = describe(parameters, text)
         characters = count_characters(text, ssml=parameters.enable_ssml)
+        self._in_flight.start(self._storage.get_ready())
         # The provider may get ready meanwhile, unless there is something that it must not even be asked for.
         is_awaited = name is not None or user.monthly_budget is not None
         try:

@@ -114,6 +114,9 @@ class LocalStorage:
         except OSError as error:
             raise _failed("音频删除失败", key, error) from error
 
+    async def get_ready(self) -> None:
+        """A disk always is."""
+
     async def close(self) -> None:
         """Nothing is kept open between calls."""
 

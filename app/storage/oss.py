@@ -7,8 +7,11 @@ instead of its own; it logs access key ids and signatures below WARNING.
 """
 
 import logging
+import math
 import random
 import threading
+import time
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, BinaryIO, ClassVar, TypeVar
@@ -33,6 +36,8 @@ ATTEMPTS = 3
 BACKOFF_SECONDS = 0.2
 SIGNED_URL_SECONDS = 3600
 CHUNK_BYTES = 256 * 1024
+# How long a connection that nobody uses can be relied on to stay open.
+OPEN_SECONDS = 20.0
 
 _ADVICE_BY_CODE = {
     "AccessDenied": "对象存储拒绝访问，请管理员检查 OSS 账号的读写权限",
@@ -95,6 +100,7 @@ class OssStorage:
         self._base_url = public_base_url or self._bucket_url
         self._signed_urls = signed_urls
         self._threads = anyio.CapacityLimiter(THREADS)
+        self._used_at = -math.inf
 
     async def put(self, key: str, source: BinaryIO, *, content_type: str) -> None:
         """Upload the source from its start, again from its start at each try, checked by CRC-64."""
@@ -150,6 +156,16 @@ class OssStorage:
         with suppress(ObjectNotFound):
             await self._call("delete", key, lambda: self._bucket.delete_object(key).resp.read())
 
+    async def get_ready(self) -> None:
+        """Open a connection by asking for an object that is not there, unless one was used lately."""
+        if time.monotonic() - self._used_at > OPEN_SECONDS:
+            self._used_at = time.monotonic()
+            absent = f"health/{uuid.uuid4()}"
+            with suppress(OssError, OSError):
+                await to_thread.run_sync(
+                    lambda: self._bucket.get_object(absent).read(), limiter=self._threads, abandon_on_cancel=True
+                )
+
     async def close(self) -> None:
         """Close the connections of the pool."""
         self._session.session.close()
@@ -162,6 +178,7 @@ class OssStorage:
     async def _try(self, verb: str, key: str, function: Callable[[], Result]) -> Result:
         attempt = 1
         while True:
+            self._used_at = time.monotonic()
             try:
                 return await to_thread.run_sync(function, limiter=self._threads, abandon_on_cancel=True)
             except (OssError, OSError) as error:

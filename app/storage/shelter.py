@@ -170,6 +170,10 @@ class ShelteredStorage:
             longest = min(LONGEST_PAUSE_SECONDS, ROUND_SECONDS * 2 ** min(failures, 10))
             await anyio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 - spreads load, hides nothing
 
+    async def get_ready(self) -> None:
+        """Connect to the store."""
+        await self._store.get_ready()
+
     async def close(self) -> None:
         """Let go of the store. What is held stays for the next start."""
         await self._store.close()

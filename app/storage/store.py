@@ -1,4 +1,4 @@
-"""What every place for objects can do: six verbs, the same for OSS and for local files."""
+"""What every place for objects can do: seven verbs, the same for OSS and for local files."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -36,6 +36,9 @@ class Store(Protocol):
 
     async def delete(self, key: str) -> None:
         """Remove an object; an absent one is fine. Raises StorageError, and ValueError for an impossible key."""
+
+    async def get_ready(self) -> None:
+        """Connect, if that was not done lately: what is put soon then need not wait for it. Raises nothing."""
 
     async def close(self) -> None:
         """Give back connections. Nothing may be called afterwards."""

@@ -17,7 +17,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.errors import AppError, ObjectNotFound, StorageError
+from app.storage import oss as oss_module
 from app.storage.oss import OssStorage
+from tests.servers import free_port
 from tests.storage.oss_server import (
     KEY_ID,
     KEY_SECRET,
@@ -62,6 +64,26 @@ async def test_calls_share_connections(oss: OssStorage, oss_server: OssServer) -
             await read(oss)
 
     assert oss_server.connections == 1
+
+
+async def test_who_gets_ready_in_time_does_not_wait_for_a_connection(
+    oss: OssStorage, oss_server: OssServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        await oss.get_ready()
+    assert (oss_server.connections, len(oss_server.methods)) == (1, 1)
+    await oss.put(KEY, io.BytesIO(b"audio"), content_type="audio/ogg")
+    await oss.get_ready()
+    assert (oss_server.connections, len(oss_server.methods)) == (1, 2)
+    monkeypatch.setattr(oss_module, "OPEN_SECONDS", 0.0)
+    await oss.get_ready()
+    assert (oss_server.connections, len(oss_server.methods)) == (1, 3)
+
+
+async def test_to_get_ready_in_vain_is_no_failure(build_oss: BuildOss) -> None:
+    storage = build_oss(endpoint=f"http://127.0.0.1:{free_port()}")
+    await storage.get_ready()
+    await storage.close()
 
 
 async def test_ten_calls_at_a_time_and_a_free_event_loop(oss: OssStorage, oss_server: OssServer) -> None:

@@ -57,6 +57,9 @@ class FakeStore:
             await self.hold.wait()
         self.objects[key] = content, content_type
 
+    async def get_ready(self) -> None:
+        self.tries.append("ready")
+
     def url(self, key: str) -> str:
         return f"{STORE}/{key}"
 
