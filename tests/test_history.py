@@ -14,8 +14,9 @@ import pytest
 
 from app.database import Database
 from app.routers.history_csv import SUMMARY_CHARS, _plain, _summary
-from app.services.history import LINES_AT_ONCE, HistoryFilter, HistoryService
+from app.services.history import LINES_AT_ONCE, HistoryService
 from app.services.period import Period
+from app.services.selection import HistoryFilter
 from app.services.usage import UsageService, total_of
 from tests.cloning import CREATE, PUBLIC_SAMPLE
 from tests.conftest import Account

@@ -14,8 +14,9 @@ import pytest
 
 from app.database import Database
 from app.models import Bill, LongText, Record, User
-from app.services.history import HistoryFilter, HistoryService, RecordedCall
+from app.services.history import HistoryService, RecordedCall
 from app.services.period import Period, begin_of
+from app.services.selection import HistoryFilter
 from app.services.usage import Consumption, Grouping, UsageService, total_of
 from tests.conftest import Account
 from tests.narrating import begin, padded, record_of

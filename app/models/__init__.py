@@ -1,6 +1,6 @@
 """Every table. Money is exact, time is UTC, and a bill line is never changed once it is written."""
 
-from app.models.calls import Bill, LongText, Record, Segment, SubmittedFile, Transcription, Watched
+from app.models.calls import Bill, LongText, Record, Segment, SubmittedFile, Subtotal, Transcription, Watched
 from app.models.people import ApiKey, Invite, Login, UsedTicket, User
 from app.models.table import PROVIDER_ID_CHARS, Table
 from app.models.upkeep import Erasure, GeneratedSecret, Removal
@@ -20,6 +20,7 @@ __all__ = [
     "Removal",
     "Segment",
     "SubmittedFile",
+    "Subtotal",
     "Table",
     "Transcription",
     "UsedTicket",

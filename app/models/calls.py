@@ -11,6 +11,8 @@ from app.columns import Money, UtcDateTime
 from app.models.table import PROVIDER_ID_CHARS, Table
 
 _UNERASED = text("erased_at IS NULL")
+_RUNNING = text("status = 'running'")
+_NAMED = text("idempotency_key IS NOT NULL")
 
 
 class Record(Table):
@@ -30,12 +32,19 @@ class Record(Table):
 
     __tablename__ = "records"
     __table_args__ = (
-        Index("ix_records_user_id_id", "user_id", "id"),
-        Index("ix_records_user_id_type_id", "user_id", "type", "id"),
-        Index("ix_records_user_id_model_name_id", "user_id", "model_name", "id"),
-        Index("ix_records_user_id_created_at", "user_id", "created_at"),
+        # Pages and totals of the history are told by these alone; a type beside a model is looked for within the last.
+        Index("ix_records_history", "user_id", "created_at", "id"),
+        Index("ix_records_history_by_type", "user_id", "type", "created_at", "id"),
+        Index("ix_records_history_by_model", "user_id", "model_name", "created_at", "id", "type"),
+        Index("ix_records_running", "user_id", "created_at", sqlite_where=_RUNNING, postgresql_where=_RUNNING),
         Index("ix_records_status_lease_expires_at", "status", "lease_expires_at"),
-        Index("uq_records_user_id_idempotency_key", "user_id", "idempotency_key", unique=True),
+        Index(
+            "uq_records_user_id_idempotency_key",
+            *("user_id", "idempotency_key"),
+            unique=True,
+            sqlite_where=_NAMED,
+            postgresql_where=_NAMED,
+        ),
         Index("ix_records_finished_at", "finished_at", sqlite_where=_UNERASED, postgresql_where=_UNERASED),
         {"sqlite_autoincrement": True},
     )
@@ -85,6 +94,20 @@ class Bill(Table):
     estimated: Mapped[bool] = mapped_column(Boolean, default=False)
     provider_request_id: Mapped[str | None] = mapped_column(String(PROVIDER_ID_CHARS))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Subtotal(Table):
+    """What was billed before a moment for the calls that a user began in a month: no other bill will be.
+
+    It is the sum of bills that nobody has to add up again, once there are many. Those since then come on top.
+    """
+
+    __tablename__ = "subtotals"
+
+    user_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    month_began: Mapped[datetime] = mapped_column(UtcDateTime)
+    billed_before: Mapped[datetime] = mapped_column(UtcDateTime)
+    amount: Mapped[Decimal] = mapped_column(Money)
 
 
 class Watched:

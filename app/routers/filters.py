@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, WithJsonSchema
 from app.errors import InvalidRequest
 from app.routers.dependencies import ServicesDep
 from app.routers.fields import Text
-from app.services.history import HistoryFilter
 from app.services.period import Period
+from app.services.selection import HistoryFilter
 
 MAX_DAYS = 366
 YEARS = range(1970, 3000)  # what every database and every zone can take

@@ -2,15 +2,20 @@
 
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import Decimal
 
-from sqlalchemy import Connection, Select, case, func, select, type_coerce, update
+from sqlalchemy import Connection, and_, case, func, insert, literal_column, select, type_coerce, update
 
 from app.columns import Money
 from app.database import Database, once_more
 from app.errors import BudgetExceeded
-from app.models import Bill, LongText, Record, User
+from app.models import Bill, LongText, Record, Subtotal, User
+
+# Longer than anybody takes to write a bill down once he has dated it.
+SETTLED_AFTER = timedelta(minutes=30)
+# So many bills are added up for each call. When there are more, the sum of those that are settled is kept.
+ADDED_UP_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +44,12 @@ class BudgetService:
         """How the user's month stands."""
         now = datetime.now(self._zone)
         async with self._database.snapshot() as session:
-            monthly = await session.scalar(select(User.monthly_budget).where(User.id == user_id))
-            spent, reserved = (await session.execute(_tally(user_id, now))).one()
-        return Budget(f"{now:%Y-%m}", monthly, spent or Decimal(0), reserved or Decimal(0))
+            connection = await session.connection()
+            month = await connection.run_sync(_look_up, user_id, now)
+            tally = await connection.run_sync(_tally, month)
+        if tally.settled_bills >= ADDED_UP_AT_ONCE:
+            month, tally = await self._add_up(user_id, now)
+        return Budget(f"{now:%Y-%m}", month.budget, tally.spent, tally.reserved)
 
     @once_more
     async def set(self, user_id: uuid.UUID, monthly: Decimal | None) -> Budget:
@@ -67,6 +75,16 @@ class BudgetService:
 
         return await self._database.write(write)
 
+    @once_more
+    async def _add_up(self, user_id: uuid.UUID, now: datetime) -> "tuple[_Month, _Tally]":
+        def write(connection: Connection) -> tuple[_Month, _Tally]:
+            month = _look_up(connection, user_id, now, lock=True)
+            tally = _tally(connection, month)
+            _keep(connection, month, tally)
+            return month, tally
+
+        return await self._database.write(write)
+
 
 def require_budget(connection: Connection, user_id: uuid.UUID, cost: Decimal, zone: tzinfo) -> bool:
     """Refuse a call that would exceed its user's budget, inside the transaction that opens its record.
@@ -74,36 +92,109 @@ def require_budget(connection: Connection, user_id: uuid.UUID, cost: Decimal, zo
     `cost` is what it will cost as far as that is known. Two calls at once cannot both take what is left for one: they
     queue on the user's row, where who settles a call does not wait. False without a budget. Raises BudgetExceeded.
     """
-    mine = select(User.monthly_budget).where(User.id == user_id)
-    if connection.scalar(mine) is None:
+    month = _look_up(connection, user_id, datetime.now(zone), lock=True, has_budget=True)
+    if month.budget is None:
         return False
-    monthly = connection.scalar(mine.with_for_update(key_share=True))
-    if monthly is None:
-        return False
-    found = connection.execute(_tally(user_id, datetime.now(zone))).one()
-    spent, reserved = (amount or Decimal(0) for amount in found)
-    left = monthly - spent - reserved
+    tally = _tally(connection, month)
+    _keep(connection, month, tally)
+    left = month.budget - tally.spent - tally.reserved
     if cost > left or left <= 0:
         raise BudgetExceeded(
-            f"超出本月预算：预算 {_plain(monthly)} 元，已用 {_plain(spent)} 元，进行中 {_plain(reserved)} 元，"
-            f"本次预计 {_plain(cost)} 元。可在 PUT /api/user/budget 调整预算"
+            f"超出本月预算：预算 {_plain(month.budget)} 元，已用 {_plain(tally.spent)} 元，"
+            f"进行中 {_plain(tally.reserved)} 元，本次预计 {_plain(cost)} 元。可在 PUT /api/user/budget 调整预算"
         )
     return True
 
 
-def _tally(user_id: uuid.UUID, now: datetime) -> Select[Decimal | None, Decimal | None]:
-    """What was billed for the calls of this month, and what is held back for those under way.
+@dataclass(frozen=True, slots=True)
+class _Month:
+    """A user's month: its budget, and what was billed before a moment, if that was added up already.
 
-    It is one statement: a call that ended between two of them could be in neither.
+    Without a subtotal, that moment is before all bills of the month: no clock is so late that one could be older.
     """
-    month_began = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0).astimezone(UTC)
-    this_month = Record.user_id == user_id, Record.created_at >= month_began
-    billed = select(func.sum(Bill.amount)).join(Record, Record.id == Bill.record_id).where(*this_month)
+
+    user_id: uuid.UUID
+    began: datetime
+    settled_before: datetime
+    budget: Decimal | None
+    billed_before: datetime
+    subtotal: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class _Tally:
+    """What was billed for the calls of a month, and what is held back for those under way.
+
+    `settled` is what was billed before the month's `settled_before`, in so many bills that were not added up yet.
+    """
+
+    spent: Decimal
+    reserved: Decimal
+    settled: Decimal
+    settled_bills: int
+
+
+def _look_up(
+    connection: Connection, user_id: uuid.UUID, now: datetime, *, lock: bool = False, has_budget: bool = False
+) -> _Month:
+    """The month of a user as it is known, in one statement. A lock is held to the end of the transaction.
+
+    Of users without a budget, nothing is looked up or locked where only a month that `has_budget` is of interest.
+    """
+    began = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0).astimezone(UTC)
+    of_month = and_(Subtotal.user_id == User.id, Subtotal.month_began == began)
+    wanted = select(User.monthly_budget, Subtotal.billed_before, Subtotal.amount).outerjoin(Subtotal, of_month)
+    wanted = wanted.where(User.id == user_id)
+    if has_budget:
+        wanted = wanted.where(User.monthly_budget.is_not(None))
+    if lock:
+        wanted = wanted.with_for_update(key_share=True, of=User)
+    found = connection.execute(wanted).one_or_none()
+    budget, billed_before, subtotal = found or (None, None, None)
+    billed_before = billed_before or began - SETTLED_AFTER
+    settled_before = max(billed_before, now.astimezone(UTC) - SETTLED_AFTER)
+    return _Month(user_id, began, settled_before, budget, billed_before, subtotal or Decimal(0))
+
+
+def _tally(connection: Connection, month: _Month) -> _Tally:
+    """Add up a month.
+
+    It is one statement: a call that ended between two of them could be in neither. Bills are found by when they were
+    written, which is after their call began; of the calls under way an index holds no others.
+    """
     so_far = type_coerce(LongText.characters * Record.unit_price, Money())
     held_back = case((so_far > Record.reserved, so_far), else_=Record.reserved)
-    held = select(func.sum(held_back)).outerjoin(LongText, LongText.record_id == Record.id)
-    under_way = held.where(*this_month, Record.status == "running")
-    return select(billed.scalar_subquery(), under_way.scalar_subquery())
+    under_way = (
+        select(func.sum(held_back))
+        .outerjoin(LongText, LongText.record_id == Record.id)
+        .where(Record.user_id == month.user_id, Record.created_at >= month.began)
+        .where(Record.status == literal_column("'running'"))  # as the index has it
+    )
+    is_settled = Bill.created_at < month.settled_before
+    billed = (
+        select(
+            func.sum(Bill.amount),
+            func.sum(case((is_settled, Bill.amount))),
+            func.count(case((is_settled, Bill.id))),
+            under_way.scalar_subquery(),
+        )
+        .join(Record, Record.id == Bill.record_id)
+        .where(Bill.user_id == month.user_id, Bill.created_at >= month.billed_before, Record.created_at >= month.began)
+    )
+    spent, settled, settled_bills, reserved = connection.execute(billed).one()
+    nothing = Decimal(0)
+    return _Tally(
+        month.subtotal + (spent or nothing), reserved or nothing, month.subtotal + (settled or nothing), settled_bills
+    )
+
+
+def _keep(connection: Connection, month: _Month, tally: _Tally) -> None:
+    """Keep what is settled, if it was much to add up. The user's row is locked."""
+    if tally.settled_bills >= ADDED_UP_AT_ONCE:
+        kept = {"month_began": month.began, "billed_before": month.settled_before, "amount": tally.settled}
+        mine = update(Subtotal).where(Subtotal.user_id == month.user_id)
+        if not connection.execute(mine.values(kept)).rowcount:
+            connection.execute(insert(Subtotal).values(user_id=month.user_id, **kept))
 
 
 def _plain(amount: Decimal) -> str:

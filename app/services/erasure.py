@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import structlog
-from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import UNAVAILABLE, Database, once_more
@@ -146,15 +146,7 @@ class ErasureService:
         now = datetime.now(UTC)
         async with self._database.transaction() as session:
             user_id = await _renew(session, erasure_id, token)
-            at_rest = (
-                select(Record.id, Record.status)
-                .outerjoin(LongText, LongText.record_id == Record.id)
-                .where(Record.user_id == user_id, _is_at_rest(now))
-                .order_by(Record.id)
-                .limit(RECORDS_AT_ONCE)
-                .with_for_update(of=Record)
-            )
-            found = {record_id: status for record_id, status in await session.execute(at_rest)}  # noqa: C416 - rows
+            found = {record_id: status for record_id, status in await session.execute(at_rest(user_id, now))}  # noqa: C416 - rows
             texts = select(LongText.record_id, LongText.claimed_until).where(LongText.record_id.in_(found))
             for record_id, claimed_until in await session.execute(texts.with_for_update()):
                 if found[record_id] == "running" and claimed_until and claimed_until >= now:
@@ -214,6 +206,18 @@ class ErasureService:
         mine = update(Erasure).where(Erasure.id == erasure_id, Erasure.claimed_by == token)
         async with self._database.transaction() as session:
             await session.execute(mine.values(next_at=datetime.now(UTC) + WAIT, claimed_by=None))
+
+
+def at_rest(user_id: uuid.UUID, now: datetime) -> Select[int, str]:
+    """The records of a user to erase next, with their status: the oldest that have ended, or that nobody works on."""
+    return (
+        select(Record.id, Record.status)
+        .outerjoin(LongText, LongText.record_id == Record.id)
+        .where(Record.user_id == user_id, _is_at_rest(now))
+        .order_by(Record.created_at, Record.id)
+        .limit(RECORDS_AT_ONCE)
+        .with_for_update(of=Record)
+    )
 
 
 def _is_at_rest(now: datetime) -> ColumnElement[bool]:

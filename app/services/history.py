@@ -5,14 +5,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from decimal import Decimal
 
-from sqlalchemy import ColumnElement, func, select, tuple_
+from sqlalchemy import Select, Subquery, func, select
 from sqlalchemy.orm import defer, undefer
 
 from app.database import Database
 from app.errors import AppError, NotReady, RateLimited, RecordNotFound, UpstreamError
 from app.models import Bill, Enrollment, LongText, Record, Transcription
-from app.services.calls import RecordType
-from app.services.period import Period
+from app.services.milestones import Surveyor
+from app.services.selection import NEWEST_FIRST, HistoryFilter, Place
 
 LINES_AT_ONCE = 200
 SHOWN_CHARS = 32_000  # what a cell of a spreadsheet takes, about
@@ -63,28 +63,6 @@ class RecordedCall:
 
 
 @dataclass(frozen=True, slots=True)
-class HistoryFilter:
-    """Which records are wanted: of a type, of a model, begun in a period; None is any."""
-
-    kind: RecordType | None = None
-    model: str | None = None
-    period: Period | None = None
-
-    def conditions(self, user_id: uuid.UUID) -> list[ColumnElement[bool]]:
-        """What holds for the wanted records of a user."""
-        wanted = [Record.user_id == user_id]
-        if self.kind is not None:
-            wanted.append(Record.type == self.kind)
-        if self.model is not None:
-            wanted.append(Record.model_name == self.model)
-        if self.period is not None and self.period.begins is not None:
-            wanted.append(Record.created_at >= self.period.begins)
-        if self.period is not None and self.period.ends is not None:
-            wanted.append(Record.created_at < self.period.ends)
-        return wanted
-
-
-@dataclass(frozen=True, slots=True)
 class HistoryLine:
     """A record for a spreadsheet: of what was asked and what was heard, no more than a cell takes."""
 
@@ -107,34 +85,26 @@ class HistoryService:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._surveyor = Surveyor()
 
     async def page(
         self, user_id: uuid.UUID, page: int, page_size: int, wanted: HistoryFilter | None = None
     ) -> HistoryPage:
         """The wanted records of a user, newest first; pages count from 1."""
         wanted = wanted or HistoryFilter()
-        conditions = wanted.conditions(user_id)
-        # Each in the order of the index that finds them.
-        newest_first = (Record.created_at.desc(), Record.id.desc()) if wanted.period else (Record.id.desc(),)
-        rows = (
-            select(Record, Bill, Enrollment, LongText)
-            .outerjoin(Bill, Bill.record_id == Record.id)
-            .outerjoin(Enrollment, Enrollment.record_id == Record.id)
-            .outerjoin(LongText, LongText.record_id == Record.id)
-            .where(*conditions)
-            .order_by(*newest_first)
-            .offset((page - 1) * page_size)
-            .limit(page_size)
-        )
         async with self._database.snapshot() as session:
-            total = await session.scalar(select(func.count()).select_from(Record).where(*conditions))
-            found = await session.execute(rows)
+            way = await self._surveyor.survey(session, user_id, wanted)
+            begin = (page - 1) * page_size
+            end = min(begin + page_size, way.total)
+            if begin >= end:
+                return HistoryPage([], way.total)
+            # Which ones, an index says alone; only those are read.
+            found = await session.execute(_calls_among(way.ids(begin, end).subquery()))
             items = [RecordedCall(record, bill, order, long_text=text) for record, bill, order, text in found]
-        return HistoryPage(items, total or 0)
+        return HistoryPage(items, way.total)
 
     async def lines(self, user_id: uuid.UUID, wanted: HistoryFilter) -> AsyncIterator[list[HistoryLine]]:
         """All the wanted records of a user, newest first, some at a time. Nothing is open in between."""
-        newest_first = (Record.created_at.desc(), Record.id.desc())
         rows = (
             select(
                 Record,
@@ -147,16 +117,15 @@ class HistoryService:
             .outerjoin(Bill, Bill.record_id == Record.id)
             .outerjoin(LongText, LongText.record_id == Record.id)
             .outerjoin(Enrollment, Enrollment.record_id == Record.id)
-            .where(*wanted.conditions(user_id))
-            .order_by(*newest_first)
+            .order_by(*NEWEST_FIRST)
             .limit(LINES_AT_ONCE)
             .options(*(defer(large, raiseload=True) for large in (Record.input_data, Record.output_text)))
             .options(defer(Record.output_data, raiseload=True))
         )
-        rest = rows
+        last: Place | None = None
         while True:
             async with self._database.snapshot() as session:
-                found = list(await session.execute(rest))
+                found = list(await session.execute(rows.where(*wanted.conditions(user_id, before=last))))
             if found:
                 yield [
                     HistoryLine(RecordedCall(record, bill, None, long_text=text), asked, heard, voice_id)
@@ -164,12 +133,7 @@ class HistoryService:
                 ]
             if len(found) < LINES_AT_ONCE:
                 return
-            last: Record = found[-1][0]
-            # The first condition follows from the second; databases find it in an index.
-            rest = rows.where(
-                Record.created_at <= last.created_at,
-                tuple_(Record.created_at, Record.id) < (last.created_at, last.id),
-            )
+            last = found[-1][0].created_at, found[-1][0].id
 
     async def find(self, user_id: uuid.UUID, record_id: int, *, whole: bool = True) -> RecordedCall:
         """One record of a user, with its transcripts and its input if the whole is wanted. Raises RecordNotFound."""
@@ -189,6 +153,21 @@ class HistoryService:
         if found is None:
             raise RecordNotFound
         return RecordedCall(*found)
+
+
+def _calls_among(ids: Subquery) -> Select[Record, Bill, Enrollment, LongText]:
+    """The records with these ids and what belongs to them, the latest first.
+
+    Those of a page are told by when they were made, and shown in the order in which they were written down.
+    """
+    return (
+        select(Record, Bill, Enrollment, LongText)
+        .join(ids, ids.c.id == Record.id)
+        .outerjoin(Bill, Bill.record_id == Record.id)
+        .outerjoin(Enrollment, Enrollment.record_id == Record.id)
+        .outerjoin(LongText, LongText.record_id == Record.id)
+        .order_by(Record.id.desc())
+    )
 
 
 def _every_error(kind: type[AppError]) -> list[type[AppError]]:

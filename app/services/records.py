@@ -266,7 +266,9 @@ class RecordService:
                 return False, None
             settled = connection.execute(ending, ended).one_or_none()
             if settled and record.quantity:
-                connection.execute(insert(Bill), bill_of(record, settled.user_id, settled.model_name, now))
+                # Dated within the transaction: by the time that its month is added up, it is there or never will be.
+                bill = bill_of(record, settled.user_id, settled.model_name, datetime.now(UTC))
+                connection.execute(insert(Bill), bill)
             if settled or first is not None:
                 for statement in along:
                     connection.execute(statement)
