@@ -44,6 +44,7 @@ WRITE_RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
 _SERVER_SETTINGS = {
     "application_name": "ai-voice-backend",
     "default_transaction_isolation": "read committed",
+    "jit": "off",  # to compile a statement takes longer than ours do
     "statement_timeout": f"{STATEMENT_SECONDS:.0f}s",
     "lock_timeout": f"{LOCK_SECONDS:.0f}s",
     "idle_in_transaction_session_timeout": f"{IDLE_TRANSACTION_SECONDS:.0f}s",

@@ -8,12 +8,12 @@ from typing import BinaryIO, Protocol
 
 from app.metrics import HeldAudio
 from app.settings import Secrets, Settings
-from app.storage.keys import is_key, is_private, work_key
+from app.storage.keys import day_of, is_key, is_private, work_key
 from app.storage.links import MediaLinks
 from app.storage.local import LocalStorage
 from app.storage.store import Store
 
-__all__ = ["LocalStorage", "Storage", "Store", "create_storage", "is_key", "is_private", "work_key"]
+__all__ = ["LocalStorage", "Storage", "Store", "create_storage", "day_of", "is_key", "is_private", "work_key"]
 
 MEGABYTE = 1024 * 1024
 

@@ -1,6 +1,7 @@
 """Keys of stored objects, such as `audio/tts/20251230/<uuid>.mp3`: the same rule for every backend."""
 
 import re
+from datetime import UTC, datetime
 from urllib.parse import SplitResult, urlsplit
 
 MAX_KEY_CHARS = 512
@@ -9,6 +10,7 @@ PRIVATE_FOLDERS = ("audio/voice/", WORK_FOLDER)
 
 # Nothing here needs quoting in a URL, and no segment can be empty or a dot name of the file system.
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+_OF_A_DAY = re.compile(r"audio/[a-z]+/(\d{8})/")
 
 
 def is_key(text: str) -> bool:
@@ -19,6 +21,15 @@ def is_key(text: str) -> bool:
 def is_private(key: str) -> bool:
     """Whether an object is not for players: recorded voices and work in progress, wherever the rest is public."""
     return key.casefold().startswith(PRIVATE_FOLDERS)  # some file systems do not tell letters by case
+
+
+def day_of(key: str) -> datetime | None:
+    """The day that a key tells, as if it began in UTC; None for a key that tells none."""
+    found = _OF_A_DAY.match(key)
+    try:
+        return datetime.strptime(found[1], "%Y%m%d").replace(tzinfo=UTC) if found else None
+    except ValueError:
+        return None
 
 
 def key_under(base_url: str, url: str) -> str | None:
