@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.bench import latency
+from tests.bench import latency, load, long_text
 from tests.bench.plan import Plan, Stage
 from tests.bench.servers import run_stand_in
 from tests.bench.table import Findings
@@ -15,6 +15,8 @@ from tests.bench.table import Findings
 PARTS: dict[str, Callable[[Stage], Findings]] = {
     "synthesize": latency.measure_synthesize,
     "stream": latency.measure_stream,
+    "load": load.measure,
+    "long_text": long_text.measure,
 }
 
 
@@ -40,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="smaller numbers: about two minutes, and no verdicts")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--workers", type=int, metavar="N", help="of the load (default: 1, and 2 on PostgreSQL)")
-    parser.add_argument("--report", type=Path, metavar="FOLDER", help="where the table, the plot and the filled database go")
+    parser.add_argument(
+        "--report", type=Path, metavar="FOLDER", help="where the table, the plot and the filled database go"
+    )
     return parser
 
 

@@ -52,7 +52,13 @@ class Caller(asyncio.Protocol):
         self._over = asyncio.Event()
 
     async def ask(
-        self, method: str, path: str, body: dict[str, Any] | None = None, *, is_stream: bool = False, keeps: bool = False
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        is_stream: bool = False,
+        keeps: bool = False,
     ) -> Answer:
         """Ask, and wait for the whole answer; `keeps` the pieces of its body with their moments.
 
@@ -81,6 +87,11 @@ class Caller(asyncio.Protocol):
     async def get(self, path: str) -> Answer:
         """Ask for something. Raises Refused."""
         return (await self.ask("GET", path)).require_success()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no answer is being waited for."""
+        return self._answer is None
 
     def hang_up(self) -> None:
         """Close the connection."""

@@ -139,8 +139,10 @@ async def _measure_stream(ways: Ways) -> Findings:
     return Findings(
         rows,
         [Panel("stream, first byte", "ms", first), Panel("stream, chunk after it was sent", "ms", late)],
-        [f"the latest chunk of a single stream came {most:.1f} ms (median {statistics.median(late['ours']):.2f}) after"
-         f" it was sent; one is sent every {STREAM_PACE.every_seconds * 1000:.0f} ms"],
+        [
+            f"the latest chunk of a single stream came {most:.1f} ms (median {statistics.median(late['ours']):.2f}) after"
+            f" it was sent; one is sent every {STREAM_PACE.every_seconds * 1000:.0f} ms"
+        ],
     )
 
 

@@ -170,8 +170,12 @@ def provide_database(kind: str) -> Iterator[dict[str, str]]:
 def run_backend(folder: Path, stand_in: StandIn, settings: Mapping[str, str], workers: int = 1) -> Iterator[Running]:
     """Run `python -m app serve`; limits are out of the way."""
     port = free_port()
-    with run(["app", "serve", "--port", str(port)], port, folder, backend_settings(folder, stand_in, settings)
-             | {"WORKERS": str(workers)}) as running:
+    with run(
+        ["app", "serve", "--port", str(port)],
+        port,
+        folder,
+        backend_settings(folder, stand_in, settings) | {"WORKERS": str(workers)},
+    ) as running:
         running.wait_until("/health/ready")
         yield running
 
@@ -208,7 +212,11 @@ def database_url(folder: Path, settings: Mapping[str, str]) -> str:
 
 async def let_in(url: str, user_ids: list[uuid.UUID]) -> list[Tenant]:
     """Log users in who never gave a password."""
-    signer, now, database = TokenSigner((JWT_SECRET,), int(LOGIN_TIME.total_seconds())), datetime.now(UTC), Database(url)
+    signer, now, database = (
+        TokenSigner((JWT_SECRET,), int(LOGIN_TIME.total_seconds())),
+        datetime.now(UTC),
+        Database(url),
+    )
     logins = [
         {
             "id": uuid.uuid4(),

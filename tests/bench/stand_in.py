@@ -231,9 +231,7 @@ def _frame(opcode: Opcode, payload: bytes) -> tuple[bytes, bytes]:
 
 async def _serve(port: int, speed: float) -> None:
     recordings = Recordings(speed)
-    server = await asyncio.get_running_loop().create_server(
-        lambda: Line(recordings), "127.0.0.1", port, backlog=1024
-    )
+    server = await asyncio.get_running_loop().create_server(lambda: Line(recordings), "127.0.0.1", port, backlog=1024)
     async with server:
         await server.serve_forever()
 
