@@ -12,6 +12,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import requires
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from secrets import token_bytes, token_hex, token_urlsafe
@@ -46,6 +47,7 @@ GENERATED_SECRET = "Zq3vN8rT1kXw6LpY0sHd4JmB7cFgUe2AoViR9tKbQxS"
 
 # oss2 asks for crcmod; crcmod-plus brings the same module as a compiled wheel.
 REPLACED = {"crcmod"}
+BENCH_LOCK = "tests/bench/requirements.lock"
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -102,11 +104,16 @@ def locked(file: str) -> dict[str, set[str]]:
     return versions
 
 
-def asked_for() -> tuple[list[Requirement], list[Requirement]]:
-    """What pyproject.toml wants for the product, and what its extras want on top."""
+def asked_for() -> dict[str, list[Requirement]]:
+    """What pyproject.toml wants in each lock: of the product, of tests and checks on top, of the benchmark on top."""
     project: dict[str, Any] = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
-    return [Requirement(line) for line in project["dependencies"]], [Requirement(line) for line in extras]
+    extras: dict[str, list[str]] = project["optional-dependencies"]
+    wanted = {
+        "requirements.lock": project["dependencies"],
+        "tests/requirements.lock": [line for name, lines in extras.items() if name != "bench" for line in lines],
+        BENCH_LOCK: extras["bench"],
+    }
+    return {file: [Requirement(line) for line in lines] for file, lines in wanted.items()}
 
 
 def closure(wanted: list[Requirement]) -> Iterator[str]:
@@ -128,9 +135,7 @@ def closure(wanted: list[Requirement]) -> Iterator[str]:
 
 
 def test_locks_hold_the_versions_that_pyproject_asks_for() -> None:
-    product, extras = asked_for()
-    locks = {"requirements.lock": product, "tests/requirements.lock": extras}
-    for file, wanted in locks.items():
+    for file, wanted in asked_for().items():
         versions = locked(file)
         for each in wanted:
             found = versions.get(canonicalize_name(each.name), set())
@@ -139,7 +144,7 @@ def test_locks_hold_the_versions_that_pyproject_asks_for() -> None:
 
 
 def test_locks_hold_everything_that_is_needed_and_crcmod_is_not() -> None:
-    product, extras = asked_for()
+    product, extras, _ = asked_for().values()
     runtime, development = locked("requirements.lock"), locked("tests/requirements.lock")
     assert set(closure(product)) <= runtime.keys()
     assert set(closure([*product, *extras])) <= runtime.keys() | development.keys()
@@ -147,8 +152,22 @@ def test_locks_hold_everything_that_is_needed_and_crcmod_is_not() -> None:
     assert not REPLACED & (runtime.keys() | development.keys())
 
 
+def test_the_lock_of_the_benchmark_holds_what_no_other_does() -> None:
+    others = locked("requirements.lock").keys() | locked("tests/requirements.lock").keys()
+    assert not locked(BENCH_LOCK).keys() & (others | REPLACED)
+
+
+def test_the_lock_of_the_benchmark_holds_everything_that_it_needs() -> None:
+    wanted = asked_for()
+    names = {canonicalize_name(each.name) for each in wanted[BENCH_LOCK]}
+    if not all(find_spec(name) for name in names):
+        pytest.skip("the benchmark's packages are not installed")
+    held = set[str]().union(*(locked(file) for file in wanted))
+    assert set(closure([each for lines in wanted.values() for each in lines])) <= held
+
+
 def test_locks_name_no_host_and_no_folder() -> None:
-    for file in ("requirements.lock", "tests/requirements.lock"):
+    for file in asked_for():
         text = (PROJECT / file).read_text()
         assert not re.search(r"://|^--|@ ", text, re.MULTILINE)
 

@@ -5,10 +5,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
-from tests.bench import latency, load, long_text
+from tests.bench import history, latency, load, long_text, startup
 from tests.bench.plan import Plan, Stage
+from tests.bench.plot import draw
 from tests.bench.servers import run_stand_in
 from tests.bench.table import Findings
 
@@ -17,13 +18,17 @@ PARTS: dict[str, Callable[[Stage], Findings]] = {
     "stream": latency.measure_stream,
     "load": load.measure,
     "long_text": long_text.measure,
+    "history": history.measure,
+    "startup": startup.measure,
 }
 
 
 def main() -> int:
-    """Measure the parts that were named, or all; print what was found, and give the exit code: 1 if a goal is missed."""
+    """Measure the parts that were named, or all, and print what was found; the exit code is 1 if a goal is missed."""
     options = _parser().parse_args()
     plan = Plan(options.quick, options.database, options.workers, options.report)
+    report: Path = options.report or Path(gettempdir()) / "ai-voice-backend-bench"
+    report.mkdir(parents=True, exist_ok=True)
     findings = Findings()
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -31,8 +36,13 @@ def main() -> int:
             for part in options.parts or PARTS:
                 began_at = time.monotonic()
                 findings += PARTS[part](Stage(plan, folder / part, stand_in))
-                print(f"{part}: {time.monotonic() - began_at:.0f} s", file=sys.stderr)
-    print(findings)
+                sys.stderr.write(f"{part}: {time.monotonic() - began_at:.0f} s\n")
+    if plan.quick:
+        findings = findings.without_verdicts()
+    draw(findings.panels, report / "bench.svg")
+    (report / "bench.md").write_text(f"{findings}\n")
+    print(findings)  # noqa: T201 - a script's output
+    sys.stderr.write(f"table and plot: {report}\n")
     return int(any(row.is_held is False for row in findings.rows))
 
 

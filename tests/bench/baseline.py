@@ -34,7 +34,7 @@ class Order(BaseModel):
     stream: bool = False
 
 
-class Listener(ResultCallback):  # type: ignore[misc, unused-ignore] - without the SDK it has no type
+class Listener(ResultCallback):  # type: ignore[misc]  # the SDK has no types
     """Puts audio where the answer takes it from; None is its end."""
 
     def __init__(self) -> None:

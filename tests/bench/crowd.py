@@ -19,10 +19,11 @@ Way = Callable[[], Awaitable[Heard]]
 
 @dataclass(slots=True)
 class Outcomes:
-    """The calls that were begun in steady state."""
+    """The calls that were begun in steady state, and who had one at any time."""
 
     calls: dict[str, list[Heard]] = field(default_factory=lambda: defaultdict(list))
     failures: Counter[str] = field(default_factory=Counter)
+    served: set[str] = field(default_factory=set)
     seconds: float = 0.0
 
     @property
@@ -58,6 +59,7 @@ async def press(callers: list[tuple[str, Way]], ramp_seconds: float, steady_seco
                 outcomes.failures[f"{type(error).__name__} {error}"[:80]] += began_at >= steady_at
                 await asyncio.sleep(PAUSE_AFTER_FAILURE_SECONDS)
             else:
+                outcomes.served.add(user)
                 if began_at >= steady_at:
                     outcomes.calls[user].append(heard)
 

@@ -23,19 +23,18 @@ from tests.bench.heard import Heard
 from tests.bench.plan import Stage
 from tests.bench.servers import (
     Running,
-    Tenant,
     database_url,
-    move_in,
     provide_database,
     run_backend,
     run_baseline,
 )
 from tests.bench.stand_in import Pace
 from tests.bench.table import NOTHING, Findings, Panel, Row, added, p99, show_added, spread
+from tests.bench.tenants import Tenant, move_in
 
 PACE = Pace(25, 0.2, 0.2)
-HELD_PACE = Pace(12, 1.0, 0.5)
-RAMP_SECONDS, HOLD_SECONDS = 4.0, 8.0
+HELD_PACE = Pace(10, 1.0, 0.5)
+RAMP_SECONDS, HOLD_SECONDS = 3.0, 6.0
 GREEDY_SHARE = 0.2
 GREEDY = "greedy"
 FIRST_BYTE_P99_MS, STREAM_KILOBYTES, STALL_MS = 15.0, 300, 20.0
@@ -133,7 +132,7 @@ def _tell_fairness(outcomes: Outcomes, streams: int) -> tuple[str, int]:
                 f"{what}: greedy {medians[GREEDY]:.0f}, others {statistics.median(others):.0f},"
                 f" worst {max(others):.0f} ms"
             )
-    starved = users - len(outcomes.calls)
+    starved = users - len(outcomes.served)
     return f"{'; '.join(told)}; starved: {starved}", starved
 
 
@@ -154,13 +153,13 @@ async def _press_bare(stage: Stage, streams: int) -> Outcomes:
         for user in _users(streams):
             line = await stack.enter_async_context(bare.open_line(stage.stand_in.ws_url))
             callers.append((user, partial(bare.speak, line, PACE.as_text())))
-        return await press(callers, RAMP_SECONDS, stage.pick(10, 5))
+        return await press(callers, RAMP_SECONDS, stage.pick(10, 6))
 
 
 def _press_baseline(stage: Stage, streams: int) -> Outcomes:
     async def pressed(port: int) -> Outcomes:
         callers = [(user, _streaming(Caller(port), PACE)) for user in _users(streams)]
-        return await press(callers, RAMP_SECONDS, stage.pick(10, 5))
+        return await press(callers, RAMP_SECONDS, stage.pick(10, 6))
 
     with run_baseline(stage.folder / f"baseline-{streams}", stage.stand_in) as baseline:
         return uvloop.run(pressed(baseline.port))
@@ -188,7 +187,7 @@ async def _press_server(stage: Stage, server: Running, users: list[tuple[str, Te
     held_bytes = await hold(held, RAMP_SECONDS, HOLD_SECONDS, lambda: server.memory_bytes)
     probes, late = await asyncio.to_thread(_read_lags, server.port)
     cpu_seconds = server.cpu_seconds
-    seconds = stage.pick(10, 5)
+    seconds = stage.pick(10, 6)
     async with watching_stalls(server.port, PROBE_LINES) as stalls:
         outcomes = await press([(name, _streaming(line, PACE)) for name, line in lines], RAMP_SECONDS, seconds)
     cpu_share = (server.cpu_seconds - cpu_seconds) / (RAMP_SECONDS + seconds + PACE.seconds / 2)
@@ -212,7 +211,7 @@ def _streaming(caller: Caller, pace: Pace) -> Way:
 
 def _read_lags(port: int) -> tuple[int, int]:
     """The server's own probes of its loop so far, and how many of them were more than 25 ms late."""
-    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:  # noqa: S310 - the loopback's
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         page = answer.read().decode()
     counts = [
         sum(float(value) for value in re.findall(rf"^event_loop_lag_seconds_{name}\S* (\S+)$", page, re.MULTILINE))

@@ -1,8 +1,8 @@
 """A long text: how long it takes, when its file is ready, and whether memory grows with it.
 
 The ideal is what the stand-in itself takes, and nothing else: the due time of each segment (from its start to its last
-piece, as the stand-in's own timetable has it), put in order on LONG_TEXT_PARALLELISM lines, each on the one that is free
-first. Each text has a server of its own, so that the peaks can be compared.
+piece, as the stand-in's own timetable has it), put in order on LONG_TEXT_PARALLELISM lines, each on the first that is
+free. Each text has a server of its own, so that the peaks can be compared.
 """
 
 import asyncio
@@ -17,8 +17,9 @@ import uvloop
 
 from tests.bench.client import SYNTHESIZE_LONG, Answer, Caller, order
 from tests.bench.plan import Stage
-from tests.bench.servers import Running, database_url, move_in, provide_database, run_backend
+from tests.bench.servers import Running, database_url, provide_database, run_backend
 from tests.bench.table import Findings, Panel, Row
+from tests.bench.tenants import move_in
 
 PARALLELISM = 4  # the default of LONG_TEXT_PARALLELISM
 SENTENCE = "山不在高有仙则名水不在深有龙则灵斯是陋室惟吾德馨苔痕上阶绿草色入帘青谈笑有鸿儒往来无白丁。"
@@ -51,7 +52,7 @@ class Peak:
 
 def measure(stage: Stage) -> Findings:
     """A text, and one several times as long."""
-    segments = stage.pick(8, 3)
+    segments = stage.pick(4, 2)
     short, long = (_narrate(stage, segments * times) for times in (1, TIMES_AS_LONG))
     rows = []
     for text in (short, long):

@@ -1,4 +1,4 @@
-"""Processes as a user starts them: the stand-in, the backend, the baseline; what they use, and who lives in them."""
+"""Processes as a user starts them: the stand-in, the backend, the baseline; and what they use."""
 
 import os
 import re
@@ -8,19 +8,12 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.request import urlopen
 
-from sqlalchemy import insert
-
-from app.database import Database
-from app.models import ApiKey, Login, User
-from app.security import KeySealer, TokenSigner, mask_api_key
 from tests.cluster.usage import usage_of
 from tests.databases import create_database, drop_database, postgres_url, run_apart
 
@@ -28,7 +21,6 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 JWT_SECRET, CREDENTIAL_KEY = secrets.token_urlsafe(48), secrets.token_urlsafe(48)
-LOGIN_TIME = timedelta(days=1)
 
 
 def free_port() -> int:
@@ -129,7 +121,7 @@ class StandIn:
 
     def tasks(self) -> bytes:
         """When each task was spoken, as JSON."""
-        with urlopen(f"http://127.0.0.1:{self.port}/tasks", timeout=10) as answer:  # noqa: S310 - the loopback's
+        with urlopen(f"http://127.0.0.1:{self.port}/tasks", timeout=10) as answer:
             told: bytes = answer.read()
             return told
 
@@ -180,6 +172,11 @@ def run_backend(folder: Path, stand_in: StandIn, settings: Mapping[str, str], wo
         yield running
 
 
+def database_url(folder: Path, settings: Mapping[str, str]) -> str:
+    """Where a backend in a folder has its database."""
+    return settings.get("DATABASE_URL", f"sqlite+aiosqlite:///{folder / 'data' / 'app.db'}")
+
+
 def backend_settings(folder: Path, stand_in: StandIn, settings: Mapping[str, str]) -> dict[str, str]:
     """What a backend of the benchmark is told."""
     return {
@@ -192,64 +189,3 @@ def backend_settings(folder: Path, stand_in: StandIn, settings: Mapping[str, str
         "DRAIN_SECONDS": "5",
         **settings,
     }
-
-
-# ---- Users
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """Somebody with a login and an API key."""
-
-    user_id: uuid.UUID
-    token: str
-
-
-def database_url(folder: Path, settings: Mapping[str, str]) -> str:
-    """Where a backend in a folder has its database."""
-    return settings.get("DATABASE_URL", f"sqlite+aiosqlite:///{folder / 'data' / 'app.db'}")
-
-
-async def let_in(url: str, user_ids: list[uuid.UUID]) -> list[Tenant]:
-    """Log users in who never gave a password."""
-    signer, now, database = (
-        TokenSigner((JWT_SECRET,), int(LOGIN_TIME.total_seconds())),
-        datetime.now(UTC),
-        Database(url),
-    )
-    logins = [
-        {
-            "id": uuid.uuid4(),
-            "user_id": user_id,
-            "generation": 0,
-            "created_at": now,
-            "refreshed_at": now,
-            "expires_at": now + LOGIN_TIME,
-        }
-        for user_id in user_ids
-    ]
-    async with database.transaction() as session:
-        await session.execute(insert(Login), logins)
-    await database.close()
-    return [Tenant(user_id, signer.issue(user_id, each["id"])) for user_id, each in zip(user_ids, logins, strict=True)]
-
-
-async def move_in(url: str, count: int) -> list[Tenant]:
-    """Make users, each with an API key of his own, and log them in."""
-    sealer, now, database = KeySealer((CREDENTIAL_KEY,)), datetime.now(UTC), Database(url)
-    users, keys = [], []
-    for user_id in (uuid.uuid4() for _ in range(count)):
-        name, api_key = f"user-{user_id.hex}", f"sk-test-{user_id.hex}"
-        users.append(
-            {"id": user_id, "username": name, "username_key": name, "password_hash": "none", "created_at": now}
-            | {"is_active": True}
-        )
-        keys.append(
-            {"user_id": user_id, "sealed": sealer.seal(api_key, user_id), "masked": mask_api_key(api_key)}
-            | {"region": "beijing", "updated_at": now}
-        )
-    async with database.transaction() as session:
-        await session.execute(insert(User), users)
-        await session.execute(insert(ApiKey), keys)
-    await database.close()
-    return await let_in(url, [uuid.UUID(str(user["id"])) for user in users])

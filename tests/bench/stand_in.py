@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import uvloop
-from websockets.frames import Opcode
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
@@ -193,8 +193,8 @@ class Line(asyncio.Protocol):
         for event in self._protocol.events_received():
             if isinstance(event, Request):
                 self._protocol.send_response(self._respond(event))
-            elif event.opcode is Opcode.TEXT:
-                self._hear(json.loads(event.data))
+            elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:
+                self._hear(json.loads(bytes(event.data)))
         for piece in self._protocol.data_to_send():
             if self._transport is not None:
                 self._transport.write(piece) if piece else self._transport.close()
@@ -239,6 +239,6 @@ async def _serve(port: int, speed: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.bench.stand_in", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--speed", type=float, default=12.0, help="of speech, as fast as it plays is 1 (default 12)")
+    parser.add_argument("--speed", type=float, default=8.0, help="of speech, as fast as it plays is 1 (default 8)")
     options = parser.parse_args()
     uvloop.run(_serve(options.port, options.speed))

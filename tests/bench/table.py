@@ -2,8 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 NOTHING = "–"
 
@@ -35,7 +35,7 @@ class Panel:
 
     title: str
     unit: str
-    series: dict[str, Sequence[float]]
+    series: Mapping[str, Sequence[float]]
     limit: float | None = None
 
 
@@ -52,6 +52,10 @@ class Findings:
         self.panels += other.panels
         self.notes += other.notes
         return self
+
+    def without_verdicts(self) -> "Findings":
+        """The same, of numbers that are too small for a judgement."""
+        return Findings([replace(row, is_held=None) for row in self.rows], self.panels, self.notes)
 
     def __str__(self) -> str:
         head = ["| goal | bare | ours | addition | baseline | verdict |", "|---|---|---|---|---|---|"]
