@@ -7,6 +7,7 @@ others one each. The same load is put on the bare call (warm connections, nothin
 import asyncio
 import re
 import statistics
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
@@ -34,7 +35,9 @@ from tests.bench.tenants import Tenant, move_in
 
 PACE = Pace(25, 0.2, 0.2)
 HELD_PACE = Pace(10, 1.0, 0.5)
-RAMP_SECONDS, HOLD_SECONDS = 3.0, 6.0
+# As long as a stream, so that they begin evenly ever after.
+RAMP_SECONDS = PACE.seconds
+HELD_RAMP_SECONDS, HOLD_SECONDS = 3.0, 6.0
 GREEDY_SHARE = 0.2
 GREEDY = "greedy"
 FIRST_BYTE_P99_MS, STREAM_KILOBYTES, STALL_MS = 15.0, 300, 20.0
@@ -49,7 +52,8 @@ class Pressed:
     outcomes: Outcomes
     stalls: Stalls
     stream_bytes: float
-    cpu_share: float
+    cpu_shares: dict[str, float]
+    """Of one processor: of the server, of the stand-in, and of those who asked."""
     lags: tuple[int, int]
     """Of the server's own probes, one a second: how many there were, and how many came more than 25 ms late."""
 
@@ -70,7 +74,7 @@ def measure(stage: Stage) -> Findings:
                 found.notes.append(f"load with {workers} workers was not measured: {reason}")
                 continue
             found += _judge(streams, workers, bare_calls, pressed, baseline_calls)
-            first[f"ours, {workers} workers"] = pressed.outcomes.first_ms
+            first[f"ours, WORKERS={workers}"] = pressed.outcomes.first_ms
         if baseline_calls is not None:
             first["baseline"] = baseline_calls.first_ms
         found.panels.append(Panel(f"{streams} streams, first byte", "ms", first))
@@ -113,8 +117,9 @@ def _judge(
     )
     fair, starved = _tell_fairness(outcomes, streams)
     probes, late = pressed.lags
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in pressed.cpu_shares.items())
     note = (
-        f"{place}: {outcomes.summary}; processor {pressed.cpu_share:.0%} of one; event_loop_lag_seconds: {late} of"
+        f"{place}: {outcomes.summary}; processor: {shares}; event_loop_lag_seconds: {late} of"
         f" {probes} probes above 25 ms"
     )
     return Findings([first, memory, stall, Row(f"{place}: nobody starves", fair, not starved)], notes=[note])
@@ -153,13 +158,13 @@ async def _press_bare(stage: Stage, streams: int) -> Outcomes:
         for user in _users(streams):
             line = await stack.enter_async_context(bare.open_line(stage.stand_in.ws_url))
             callers.append((user, partial(bare.speak, line, PACE.as_text())))
-        return await press(callers, RAMP_SECONDS, stage.pick(10, 6))
+        return await press(callers, RAMP_SECONDS, stage.pick(9, 6))
 
 
 def _press_baseline(stage: Stage, streams: int) -> Outcomes:
     async def pressed(port: int) -> Outcomes:
         callers = [(user, _streaming(Caller(port), PACE)) for user in _users(streams)]
-        return await press(callers, RAMP_SECONDS, stage.pick(10, 6))
+        return await press(callers, RAMP_SECONDS, stage.pick(9, 6))
 
     with run_baseline(stage.folder / f"baseline-{streams}", stage.stand_in) as baseline:
         return uvloop.run(pressed(baseline.port))
@@ -184,19 +189,24 @@ async def _press_server(stage: Stage, server: Running, users: list[tuple[str, Te
         await hold(warm_up, 0.001, 0.0, lambda: 0)
     before_bytes = server.memory_bytes
     held = [(name, _streaming(line, HELD_PACE)) for name, line in lines]
-    held_bytes = await hold(held, RAMP_SECONDS, HOLD_SECONDS, lambda: server.memory_bytes)
+    held_bytes = await hold(held, HELD_RAMP_SECONDS, HOLD_SECONDS, lambda: server.memory_bytes)
     probes, late = await asyncio.to_thread(_read_lags, server.port)
-    cpu_seconds = server.cpu_seconds
-    seconds = stage.pick(10, 6)
+    before = _cpu_seconds(stage, server)
+    began_at = time.monotonic()
+    seconds = stage.pick(9, 6)
     async with watching_stalls(server.port, PROBE_LINES) as stalls:
         outcomes = await press([(name, _streaming(line, PACE)) for name, line in lines], RAMP_SECONDS, seconds)
-    cpu_share = (server.cpu_seconds - cpu_seconds) / (RAMP_SECONDS + seconds + PACE.seconds / 2)
+    lasted = time.monotonic() - began_at
+    cpu_shares = {name: (then - before[name]) / lasted for name, then in _cpu_seconds(stage, server).items()}
     probes_then, late_then = await asyncio.to_thread(_read_lags, server.port)
     for _, line in lines:
         line.hang_up()
-    return Pressed(
-        outcomes, stalls, (held_bytes - before_bytes) / len(lines), cpu_share, (probes_then - probes, late_then - late)
-    )
+    stream_bytes = (held_bytes - before_bytes) / len(lines)
+    return Pressed(outcomes, stalls, stream_bytes, cpu_shares, (probes_then - probes, late_then - late))
+
+
+def _cpu_seconds(stage: Stage, server: Running) -> dict[str, float]:
+    return {"server": server.cpu_seconds, "stand-in": stage.stand_in.cpu_seconds, "callers": time.process_time()}
 
 
 def _streaming(caller: Caller, pace: Pace) -> Way:

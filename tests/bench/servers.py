@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
@@ -51,25 +51,32 @@ class Running:
         found = [self.process.pid]
         for pid in found:
             for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                found += map(int, task.read_text().split())
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    found += map(int, task.read_text().split())
         return found
 
     @property
     def memory_bytes(self) -> int:
         """Memory of all of them; what several share is counted once."""
-        rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.pids]
-        return sum(int(kilobytes) * 1024 for text in rollups for kilobytes in re.findall(r"^Pss:\s+(\d+)", text, re.M))
+        return self._sum_up("smaps_rollup", r"^Pss:\s+(\d+)")
 
     @property
     def resident_bytes(self) -> int:
         """Resident memory, as `ps` shows it."""
-        statuses = [Path(f"/proc/{pid}/status").read_text() for pid in self.pids]
-        return sum(int(kilobytes) * 1024 for text in statuses for kilobytes in re.findall(r"VmRSS:\s+(\d+)", text))
+        return self._sum_up("status", r"^VmRSS:\s+(\d+)")
 
     @property
     def cpu_seconds(self) -> float:
         """Processor time so far."""
         return sum(usage_of(pid).cpu_seconds for pid in self.pids)
+
+    def _sum_up(self, file: str, kilobytes: str) -> int:
+        """Bytes of all of them, where the kernel tells so many kilobytes of each."""
+        found = []
+        for pid in self.pids:
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                found += re.findall(kilobytes, Path(f"/proc/{pid}/{file}").read_text(), re.MULTILINE)
+        return sum(map(int, found)) * 1024
 
     def wait_until(self, path: str) -> None:
         """Wait until an address answers with 200. Raises RuntimeError when that takes too long."""
@@ -116,8 +123,14 @@ class StandIn:
     """The provider that everything is measured against."""
 
     def __init__(self, running: Running) -> None:
+        self._running = running
         self.port = running.port
         self.ws_url = f"ws://127.0.0.1:{running.port}/api-ws/v1/inference"
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time so far."""
+        return self._running.cpu_seconds
 
     def tasks(self) -> bytes:
         """When each task was spoken, as JSON."""
