@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -11,7 +12,7 @@ from tests.bench import history, latency, load, long_text, startup
 from tests.bench.plan import Plan, Stage
 from tests.bench.plot import draw
 from tests.bench.servers import run_stand_in
-from tests.bench.table import Findings
+from tests.bench.table import Findings, Row
 
 PARTS: dict[str, Callable[[Stage], Findings]] = {
     "synthesize": latency.measure_synthesize,
@@ -35,8 +36,9 @@ def main() -> int:
         with run_stand_in(folder / "stand-in") as stand_in:
             for part in options.parts or PARTS:
                 began_at = time.monotonic()
-                findings += PARTS[part](Stage(plan, folder / part, stand_in))
-                sys.stderr.write(f"{part}: {time.monotonic() - began_at:.0f} s\n")
+                found = _measure(part, Stage(plan, folder / part, stand_in))
+                sys.stderr.write(f"{found}\n\n{part}: {time.monotonic() - began_at:.0f} s\n\n")
+                findings += found
     if plan.quick:
         findings = findings.without_verdicts()
     draw(findings.panels, report / "bench.svg")
@@ -44,6 +46,15 @@ def main() -> int:
     print(findings)  # noqa: T201 - a script's output
     sys.stderr.write(f"table and plot: {report}\n")
     return int(any(row.is_held is False for row in findings.rows))
+
+
+def _measure(part: str, stage: Stage) -> Findings:
+    """One part; what keeps it from its end is told, and the others are measured all the same."""
+    try:
+        return PARTS[part](stage)
+    except Exception as error:
+        traceback.print_exc()
+        return Findings([Row(f"{part}: measured to its end", f"{type(error).__name__}, see above", is_held=False)])
 
 
 def _parser() -> argparse.ArgumentParser:

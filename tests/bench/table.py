@@ -81,7 +81,9 @@ def spread(values: Sequence[float], unit: str = "ms") -> str:
 
 
 def added(bare: Sequence[float], ours: Sequence[float]) -> tuple[float, float]:
-    """By how much the median and the p99 are larger than those of the bare call."""
+    """By how much the median and the p99 are larger than those of the bare call; without end, where nothing came."""
+    if not bare or not ours:
+        return math.inf, math.inf
     return statistics.median(ours) - statistics.median(bare), p99(ours) - p99(bare)
 
 
