@@ -89,4 +89,6 @@ def added(bare: Sequence[float], ours: Sequence[float]) -> tuple[float, float]:
 
 def show_added(addition: tuple[float, float], unit: str = "ms") -> str:
     """An addition, in words."""
+    if math.isinf(addition[0]):
+        return "nothing came"
     return f"{addition[0]:+.1f}, p99 {addition[1]:+.1f} {unit}"
