@@ -11,15 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar, TypeVarTuple, cast
 
-from sqlalchemy import Connection, Engine, Row, Select, create_engine, event, make_url
+from sqlalchemy import Connection, Row, Select, create_engine, event, make_url
 from sqlalchemy.dialects.sqlite.aiosqlite import (
     AsyncAdapt_aiosqlite_connection,
     AsyncAdapt_aiosqlite_cursor,
     AsyncAdapt_aiosqlite_dbapi,
 )
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import await_
 
 WRITES = "app_writes"
@@ -158,13 +159,15 @@ class SqliteModule(AsyncAdapt_aiosqlite_dbapi):
 
 
 class Sqlite:
-    """One file besides the connections of the engine: a thread that writes, and a look from the event loop."""
+    """One file besides the connections of the engine: a thread that writes, and a look from the event loop.
+
+    Both keep their connection: to take one from a pool and give it back costs as much as a statement.
+    """
 
     def __init__(self, url: str) -> None:
         """Connect when first used."""
-        self._writing = _open(url, f"busy_timeout={BUSY_TIMEOUT_MS}", *_PRAGMAS)
-        event.listen(self._writing, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-        self._looking = _open(url, "busy_timeout=0", *_PRAGMAS, "query_only=ON")
+        self._writing = _Kept(url, f"busy_timeout={BUSY_TIMEOUT_MS}", *_PRAGMAS)
+        self._looking = _Kept(url, "busy_timeout=0", *_PRAGMAS, "query_only=ON")
         self._thread = ThreadPoolExecutor(1, "sqlite")
 
     async def write(self, unit: Callable[[Connection], Result]) -> Result:
@@ -172,19 +175,47 @@ class Sqlite:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._write, unit)
 
     def _write(self, unit: Callable[[Connection], Result]) -> Result:
-        with self._writing.begin() as connection:
+        connection = self._writing.connection
+        driver = cast(sqlite3.Connection, connection.connection.dbapi_connection)
+        try:
+            driver.execute("BEGIN IMMEDIATE").close()
+        except sqlite3.Error as error:
+            raise OperationalError("BEGIN IMMEDIATE", None, error) from error
+        with connection.begin():
             return unit(connection)
 
     def look_up(self, query: Select[*Columns], parameters: Mapping[str, object]) -> Row[*Columns] | None:
         """The one row of a query, if there is one, read here and now. Raises OperationalError of a locked file."""
-        with self._looking.connect() as connection:
-            return connection.execute(query, parameters).one_or_none()
+        return self._looking.connection.execute(query, parameters).one_or_none()
 
     async def close(self) -> None:
         """Wait for what is under way, and disconnect."""
-        self._looking.dispose()
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._writing.dispose)
+        self._looking.close()
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._writing.close)
         self._thread.shutdown()
+
+
+class _Kept:
+    """A connection of the standard library's, opened when it is first used by one thread at a time."""
+
+    def __init__(self, url: str, *pragmas: str) -> None:
+        self._engine = create_engine(
+            make_url(url).set(drivername="sqlite"), hide_parameters=True, connect_args={"check_same_thread": False}
+        )
+        event.listen(self._engine, "connect", _configured_by(*pragmas))
+        self._connection: Connection | None = None
+
+    @property
+    def connection(self) -> Connection:
+        """Open. Raises OperationalError."""
+        if self._connection is None or self._connection.invalidated:
+            self._connection = self._engine.connect()
+        return self._connection
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._engine.dispose()
 
 
 def create_sqlite_engine(url: str) -> AsyncEngine:
@@ -197,18 +228,6 @@ def create_sqlite_engine(url: str) -> AsyncEngine:
 
     event.listen(engine.sync_engine, "connect", _configured_by(f"busy_timeout={BUSY_TIMEOUT_MS}", *_PRAGMAS))
     event.listen(engine.sync_engine, "begin", begin)
-    return engine
-
-
-def _open(url: str, *pragmas: str) -> Engine:
-    """One connection of the standard library's, used by one thread at a time."""
-    engine = create_engine(
-        make_url(url).set(drivername="sqlite"),
-        hide_parameters=True,
-        poolclass=StaticPool,
-        connect_args={"check_same_thread": False},
-    )
-    event.listen(engine, "connect", _configured_by(*pragmas))
     return engine
 
 

@@ -192,8 +192,8 @@ async def test_a_look_at_a_locked_file_waits_in_a_thread(tmp_path: Path) -> None
 async def test_a_look_changes_nothing(sqlite: Database) -> None:
     await sqlite.look_up(NAMED, user_id=uuid.uuid4())
     assert sqlite._sqlite is not None
-    with sqlite._sqlite._looking.connect() as connection, pytest.raises(OperationalError):
-        connection.execute(insert(User), somebody())
+    with pytest.raises(OperationalError):
+        sqlite._sqlite._looking.connection.execute(insert(User), somebody())
 
 
 async def test_a_connection_that_was_closed_is_replaced_unseen(schema_copy: str) -> None:
