@@ -19,7 +19,7 @@ from app.database import Database
 from app.errors import AppError, ConnectionLost, InvalidApiKey, NoApiKey, UpstreamError, VoiceNotFound
 from app.inflight import InFlight
 from app.jobs import CLAIM, FAILED_CHECK_SECONDS, NO_KEY_SECONDS, again_in
-from app.models import Enrollment, Record, User, VoiceSample
+from app.models import ApiKey, Enrollment, Record, User, VoiceSample
 from app.services.accounts import AccountService
 from app.services.cloning import FREE
 from app.services.enrollments import ClaimedEnrollment, OpenEnrollments
@@ -56,7 +56,7 @@ class Keys(AccountService):
     def __init__(self) -> None:
         self.given: Credential | AppError = key()
 
-    async def credential(self, user_id: uuid.UUID) -> Credential:
+    async def credential(self, user_id: uuid.UUID, stored: ApiKey | None = None) -> Credential:
         if isinstance(self.given, AppError):
             raise self.given
         return self.given

@@ -41,7 +41,7 @@ from app.errors import (
 )
 from app.inflight import InFlight
 from app.jobs import CLAIM
-from app.models import Bill, Record, SubmittedFile, Transcription, User
+from app.models import ApiKey, Bill, Record, SubmittedFile, Transcription, User
 from app.ratelimit import RateLimiter
 from app.services.accounts import AccountService
 from app.services.calls import IdempotencyKey, Price
@@ -75,7 +75,7 @@ class Keys(AccountService):
     def __init__(self) -> None:
         self.given: Credential | AppError = key()
 
-    async def credential(self, user_id: uuid.UUID) -> Credential:
+    async def credential(self, user_id: uuid.UUID, stored: ApiKey | None = None) -> Credential:
         if isinstance(self.given, AppError):
             raise self.given
         return self.given

@@ -31,7 +31,7 @@ from app.errors import (
 )
 from app.inflight import InFlight
 from app.jobs import CLAIM, NO_KEY_SECONDS, DueRow
-from app.models import Bill, Record, Transcription, User
+from app.models import ApiKey, Bill, Record, Transcription, User
 from app.ratelimit import RateLimiter
 from app.services.accounts import AccountService
 from app.services.calls import OpenRecord, Price, reopened
@@ -93,7 +93,7 @@ class Keys(AccountService):
     def __init__(self) -> None:
         self.given: str | AppError = "sk-own"
 
-    async def credential(self, user_id: uuid.UUID) -> Credential:
+    async def credential(self, user_id: uuid.UUID, stored: ApiKey | None = None) -> Credential:
         """The key of anybody."""
         if isinstance(self.given, AppError):
             raise self.given

@@ -16,26 +16,37 @@ CUSTOMER_BITS = 64
 _bearer = OAuth2PasswordBearer(tokenUrl="/api/auth/token", auto_error=False, description="用户名与密码登录")
 
 
+# Dependencies of dependencies are walked through again for each route: there are as few as can be.
+
+
 async def _services(request: Request) -> Services:
+    return _services_of(request)
+
+
+def _services_of(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
+_BearerDep = Annotated[str | None, Depends(_bearer)]
 
 
-async def _current_visitor(services: ServicesDep, token: Annotated[str | None, Depends(_bearer)]) -> Visitor:
-    if not token:
-        raise Unauthorized
-    return await services.logins.authenticate(token)
+async def _current_visitor(request: Request, token: _BearerDep) -> Visitor:
+    known: Visitor | None = request.scope.get("visitor")
+    if known is None:
+        if not token:
+            raise Unauthorized
+        known = request.scope["visitor"] = await _services_of(request).logins.authenticate(token)
+    return known
 
 
 CurrentVisitor = Annotated[Visitor, Depends(_current_visitor)]
 """The user of a call, and the login that he came by."""
 
 
-async def _current_user(visitor: CurrentVisitor) -> User:
-    return visitor.user
+async def _current_user(request: Request, token: _BearerDep) -> User:
+    return (await _current_visitor(request, token)).user
 
 
 CurrentUser = Annotated[User, Depends(_current_user)]
@@ -51,16 +62,17 @@ CurrentAdmin = Annotated[User, Depends(_current_admin)]
 
 
 async def _current_listener(
-    services: ServicesDep,
-    header: Annotated[str | None, Depends(_bearer)],
+    request: Request,
+    header: _BearerDep,
     token: Annotated[
         str | None, Query(description="`POST /api/auth/ticket` 换取的一次性凭证，供不能带请求头的浏览器接口使用")
     ] = None,
 ) -> Visitor:
+    services = _services_of(request)
     if token and not header:
         visitor = await services.logins.authenticate_by_url(token)
     else:
-        visitor = await _current_visitor(services, header)
+        visitor = await _current_visitor(request, header)
     await services.limiter.check(services.settings.rate_limit, "user", str(visitor.user.id))
     return visitor
 
@@ -69,8 +81,9 @@ CurrentListener = Annotated[Visitor, Depends(_current_listener)]
 """Who is behind a call that a browser makes without headers."""
 
 
-async def limit_rate(services: ServicesDep, user: CurrentUser) -> None:
+async def limit_rate(request: Request, user: CurrentUser) -> None:
     """Refuse a user's calls beyond `RATE_LIMIT`."""
+    services = _services_of(request)
     await services.limiter.check(services.settings.rate_limit, "user", str(user.id))
 
 

@@ -10,7 +10,7 @@ from app.audio import CONTENT_TYPES, AudioFormat
 from app.catalog import speech_models
 from app.dashscope import SpeechParameters
 from app.routers.audio_response import AudioResponse
-from app.routers.dependencies import CurrentUser, ServicesDep, limit_rate
+from app.routers.dependencies import CurrentUser, CurrentVisitor, ServicesDep, limit_rate
 from app.routers.envelope import Envelope, error_answers
 from app.routers.fields import Text, WholeNumber
 from app.routers.idempotency import IdempotencyHeader, name_request, tell_repeat
@@ -123,7 +123,7 @@ _AUDIO_ANSWER: dict[int | str, dict[str, Any]] = {
 )
 async def synthesize(
     services: ServicesDep,
-    user: CurrentUser,
+    visitor: CurrentVisitor,
     request: Request,
     asked: Annotated[SpeechRequest, Body(openapi_examples=_EXAMPLES)],
     response: Response,
@@ -134,9 +134,9 @@ async def synthesize(
     name = name_request(key, "synthesize", asked)
     if asked.stream:
         listener, is_repeat = await services.repeats.once(
-            user.id,
+            visitor.user.id,
             name,
-            lambda: speech.stream(user, parameters, asked.text, name),
+            lambda: speech.stream(visitor, parameters, asked.text, name),
             speech.replay,
             has_left=has_left,
         )
@@ -144,9 +144,9 @@ async def synthesize(
         tell_repeat(answer, is_repeat)
         return answer
     spoken, is_repeat = await services.repeats.once(
-        user.id,
+        visitor.user.id,
         name,
-        lambda: speech.synthesize(user, parameters, asked.text, name),
+        lambda: speech.synthesize(visitor, parameters, asked.text, name),
         speech.recall,
         has_left=has_left,
     )

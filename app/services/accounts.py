@@ -137,12 +137,12 @@ class AccountService:
             return None
         return self._credential(row.user_id, api_key, row.region, row.workspace).account
 
-    async def credential(self, user_id: uuid.UUID) -> Credential:
-        """The user's key, opened for a call. Raises NoApiKey or SealBroken.
+    async def credential(self, user_id: uuid.UUID, stored: ApiKey | None = None) -> Credential:
+        """The user's key, opened for a call; `stored` is its row, if that was just read. Raises NoApiKey or SealBroken.
 
         A key that an older sealing key protects is sealed anew on the way.
         """
-        row = await self.show_api_key(user_id)
+        row = stored or await self.show_api_key(user_id)
         api_key, outdated = self._sealer.open(row.sealed, user_id)
         if outdated:
             await self._resealer.renew(row, api_key)

@@ -14,6 +14,7 @@ from app.catalog import (
 )
 from app.dashscope import Credential, SpeechParameters
 from app.errors import InvalidModel, InvalidRequest, InvalidVoice, ModelVoiceMismatch, TextTooLong
+from app.models import ApiKey
 from app.services.accounts import AccountService
 from app.services.voices import VoiceService
 from app.storage import Storage
@@ -31,14 +32,14 @@ class SpeechAdmission:
         self._voices = voices
         self._storage = storage
 
-    async def admit(self, user_id: uuid.UUID, parameters: SpeechParameters) -> Credential:
-        """Check model, voice and instruction, and open the user's key. Raises the AppError of what is wrong.
+    async def admit(self, user_id: uuid.UUID, parameters: SpeechParameters, stored: ApiKey | None = None) -> Credential:
+        """Check model, voice and instruction, and open the user's key; `stored` is its row, if that was just read.
 
-        That is StorageFull when what would be spoken now could not be kept.
+        Raises the AppError of what is wrong: StorageFull when what would be spoken now could not be kept.
         """
         _check(parameters)
         self._storage.require_room()
-        credential = await self._accounts.credential(user_id)
+        credential = await self._accounts.credential(user_id, stored)
         if find_voice(parameters.voice) is None:
             await self._voices.require_ready(credential, parameters.voice, parameters.model)
         else:
@@ -46,12 +47,17 @@ class SpeechAdmission:
         return credential
 
     async def admit_text(
-        self, user_id: uuid.UUID, parameters: SpeechParameters, text: str, max_chars: int
+        self,
+        user_id: uuid.UUID,
+        parameters: SpeechParameters,
+        text: str,
+        max_chars: int,
+        stored: ApiKey | None = None,
     ) -> tuple[SpeechParameters, Credential]:
         """Check a whole text as well; SSML is recognised by its root element. Raises the AppError of what is wrong."""
         _check(parameters)
         parameters = _read_text(parameters, text, max_chars)
-        return parameters, await self.admit(user_id, parameters)
+        return parameters, await self.admit(user_id, parameters, stored)
 
     async def assess_text(
         self, user_id: uuid.UUID, parameters: SpeechParameters, text: str, max_chars: int

@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Literal
@@ -61,7 +61,10 @@ class OpenRecord:
     """Whether the provider may have taken the work on."""
     cut_off: CutOff | None = None
     opening: "asyncio.Task[None] | None" = None
-    """What is still writing the record down; until it has, there is no id."""
+    """What writes the record down, beside the work; until it has, there is no id."""
+    is_due: asyncio.Event = field(default_factory=asyncio.Event)
+    """Says that it has to be written down now, with the `expected_quantity` if work is about to be handed over."""
+    expected_quantity: int = 0
 
     def when_open(self, tell: Callable[[int], object]) -> None:
         """Have the id told as soon as there is one."""
@@ -107,20 +110,20 @@ def new_record(
     price: Price,
     quantity: int,
     name: IdempotencyKey | None,
-) -> Record:
-    """A record of a call that is about to begin; `quantity` is what it will count, as far as that is known."""
-    return Record(
-        user_id=user_id,
-        type=kind,
-        model_name=model,
-        status="running",
-        input_data=input_data,
-        unit=price.unit,
-        unit_price=price.per_unit,
-        currency=price.currency,
-        expected_quantity=0,
-        reserved=quantity * price.per_unit,
-        idempotency_key=name.key if name else None,
-        request_digest=name.digest if name else None,
-        created_at=datetime.now(UTC),
-    )
+) -> dict[str, Any]:
+    """The columns of a call that is about to begin; `quantity` is what it will count, as far as that is known."""
+    return {
+        "user_id": user_id,
+        "type": kind,
+        "model_name": model,
+        "status": "running",
+        "input_data": input_data,
+        "unit": price.unit,
+        "unit_price": price.per_unit,
+        "currency": price.currency,
+        "expected_quantity": 0,
+        "reserved": quantity * price.per_unit,
+        "idempotency_key": name.key if name else None,
+        "request_digest": name.digest if name else None,
+        "created_at": datetime.now(UTC),
+    }

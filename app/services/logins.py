@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import structlog
-from sqlalchemy import bindparam, delete, or_, select, update
+from sqlalchemy import RowMapping, bindparam, delete, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import Database, once_more
 from app.errors import InvalidCredentials, Unauthorized, WrongPassword
-from app.models import Login, UsedTicket, User
+from app.models import ApiKey, Login, UsedTicket, User
 from app.ratelimit import RateLimiter, multiply
 from app.security import TICKET_SECONDS, Claims, TokenSigner
 from app.services.passwords import Passwords
@@ -34,9 +34,11 @@ MAX_LOGINS = 1000
 # One address may fail so many times more often with many names than with one: offices share an address, and nobody
 # there is to shut all others out.
 NAMES_PER_ADDRESS = 50
+_OF_USER, _OF_KEY = ([column.name for column in kind.__table__.columns] for kind in (User, ApiKey))
 _LIVING = (
-    select(*User.__table__.columns)
+    select(*User.__table__.columns, *(column.label(f"key_{column.name}") for column in ApiKey.__table__.columns))
     .join(Login, Login.user_id == User.id)
+    .outerjoin(ApiKey, ApiKey.user_id == User.id)
     .where(
         Login.id == bindparam("login_id"),
         Login.expires_at > bindparam("now"),
@@ -52,6 +54,8 @@ class Visitor:
 
     user: User
     login_id: uuid.UUID
+    api_key: ApiKey | None = None
+    """The key that he has stored, as it was found together with him."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -204,16 +208,18 @@ class LoginService:
         return login
 
     async def _admit(self, claims: Claims) -> Visitor:
-        user = await self._find(claims.user_id, claims.login_id)
-        if user is None:
+        found = await self._find(claims.user_id, claims.login_id)
+        if found is None:
             raise Unauthorized
-        note(user_id=str(user.id))
-        return Visitor(user, claims.login_id)
+        note(user_id=str(claims.user_id))
+        user = User(**{name: found[name] for name in _OF_USER})
+        key = ApiKey(**{name: found[f"key_{name}"] for name in _OF_KEY}) if found["key_user_id"] else None
+        return Visitor(user, claims.login_id, key)
 
-    async def _find(self, user_id: uuid.UUID, login_id: uuid.UUID) -> User | None:
-        """The user of a login, if it is not over."""
+    async def _find(self, user_id: uuid.UUID, login_id: uuid.UUID) -> RowMapping | None:
+        """The user of a login, if it is not over, with his key."""
         found = await self._database.look_up(_LIVING, user_id=user_id, login_id=login_id, now=datetime.now(UTC))
-        return None if found is None else User(**found._mapping)
+        return None if found is None else found._mapping
 
     async def _use_up(self, claims: Claims) -> None:
         """Let a ticket be of no use any more. Raises Unauthorized if it is not already."""

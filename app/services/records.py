@@ -19,8 +19,8 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, tzinfo
-from decimal import Decimal
 from itertools import groupby
+from typing import Any
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, Executable, Row, exists, func, insert, literal, select, update
@@ -42,6 +42,8 @@ log = structlog.get_logger(__name__)
 
 LEASE = timedelta(seconds=20)
 HEARTBEAT_SECONDS = 4.0
+# A provider that is ready sooner saves its record a transaction; one that is not is asked without a record till then.
+OPENED_AFTER_SECONDS = 0.01
 ORPHANS_AT_ONCE = 1000
 LOOKS_AT_ONCE = 8
 # How long a store that is away is waited for, to find what a dead process had kept already.
@@ -89,18 +91,16 @@ class RecordService:
         """Open a record, and settle it when the block ends: as succeeded only when nothing was raised.
 
         `quantity` is what the call will count, as far as that is known, and `name` what its client calls it. A record
-        that was handed over meanwhile stays open. If it is not awaited, the block begins while the record is being
-        opened; `foresee` waits for it. Raises BudgetExceeded, or AskedBefore for a name that stands.
+        that was handed over stays open. If it is not awaited, the block begins before it is opened, together with what
+        `foresee` says if that comes soon. Raises BudgetExceeded, or AskedBefore for a name that stands.
         """
         record = OpenRecord(0, price)
 
-        async def open_it() -> None:
-            record.id = await self._open(user_id, kind, model, input_data, price, quantity, name)
-
         if is_awaited:
-            await open_it()
+            record.id = await self._open(user_id, kind, model, input_data, price, quantity, name)
         else:
-            record.opening = asyncio.create_task(open_it())
+            opened = new_record(user_id, kind, model, input_data, price, quantity, name)
+            record.opening = asyncio.create_task(self._open_in_time(record, opened))
         status: Status = "failed"
         failure: BaseException | None = None
         try:
@@ -132,9 +132,7 @@ class RecordService:
 
         Raises BudgetExceeded or AskedBefore.
         """
-        record = new_record(user_id, kind, model, input_data, price, quantity, name)
-        await self._add(record, rows)
-        return record.id
+        return await self._add(new_record(user_id, kind, model, input_data, price, quantity, name), rows)
 
     @once_more
     async def hand_over(self, record: OpenRecord, row: Watched, *, is_sent: bool = False) -> None:
@@ -161,8 +159,12 @@ class RecordService:
         when the record has been given its end meanwhile, because this process slept: nothing may be bought for it.
         Raises as well whatever kept the record from being opened.
         """
-        if record.opening is not None:
+        if record.opening is not None and not record.opening.done():
+            record.expected_quantity = quantity
+            record.is_due.set()
             await asyncio.shield(record.opening)
+            if record.is_sent:
+                return
         if not await self.note(record, quantity, asked):
             log.warning("record_ended_by_others", record_id=record.id)
             raise NotReady("服务刚才停顿过久，本次请求未提交，请重试")
@@ -301,34 +303,49 @@ class RecordService:
         quantity: int = 0,
         name: IdempotencyKey | None = None,
     ) -> int:
-        record = new_record(user_id, kind, model, input_data, price, quantity, name)
-        record.lease_expires_at = record.created_at + LEASE
-        await self._add(record)
-        self._live.add(record.id)
-        return record.id
+        return await self._add_live(new_record(user_id, kind, model, input_data, price, quantity, name))
+
+    async def _open_in_time(self, opened: OpenRecord, record: dict[str, Any]) -> None:
+        """Open a record when its work is about to be handed over, or else soon: then that is noted later."""
+        timer = asyncio.get_running_loop().call_later(OPENED_AFTER_SECONDS, opened.is_due.set)
+        await opened.is_due.wait()
+        timer.cancel()
+        is_sent = opened.expected_quantity > 0
+        if is_sent:
+            record |= {"expected_quantity": opened.expected_quantity, "planned_key": opened.planned_key}
+            record["sent_at"] = datetime.now(UTC)
+        opened.id, opened.is_sent = await self._add_live(record), is_sent
+
+    async def _add_live(self, record: dict[str, Any]) -> int:
+        record_id = await self._add({**record, "lease_expires_at": datetime.now(UTC) + LEASE})
+        self._live.add(record_id)
+        return record_id
 
     @once_more
-    async def _add(self, record: Record, rows: Callable[[int], Sequence[Table]] | None = None) -> None:
-        """Write a new record down, if its user's budget allows it and its name is free."""
+    async def _add(self, record: dict[str, Any], rows: Callable[[int], Sequence[Table]] | None = None) -> int:
+        """Write a new record down, if its user's budget allows it and its name is free. Gives its id."""
+        user_id, name = record["user_id"], record["idempotency_key"]
 
-        def write(connection: Connection) -> None:
-            budget = require_active(connection, record.user_id)
-            if record.unit_price and budget is not None:
-                require_budget(connection, record.user_id, record.reserved or Decimal(0), self._zone)
-            if record.idempotency_key is not None:
-                outdated = {"of_user": record.user_id, "named": record.idempotency_key}
-                connection.execute(FORGETTING, {**outdated, "until": record.created_at - NAMES_REMEMBERED})
-            record.id = connection.execute(OPENING, record.stated).scalar_one()
-            for kind, group in groupby(rows(record.id) if rows else (), type):
+        def write(connection: Connection) -> int:
+            budget = require_active(connection, user_id)
+            if record["unit_price"] and budget is not None:
+                require_budget(connection, user_id, record["reserved"], self._zone)
+            if name is not None:
+                until = record["created_at"] - NAMES_REMEMBERED
+                connection.execute(FORGETTING, {"of_user": user_id, "named": name, "until": until})
+            record_id: int = connection.execute(OPENING, record).scalar_one()
+            for kind, group in groupby(rows(record_id) if rows else (), type):
                 connection.execute(insert(kind), [row.stated for row in group])
+            return record_id
 
         try:
-            await self._database.write(write)
+            record_id = await self._database.write(write)
         except IntegrityError:
-            if record.idempotency_key is None:
+            if name is None:
                 raise
             raise AskedBefore from None
-        note(record_id=record.id)
+        note(record_id=record_id)
+        return record_id
 
     async def _recover(self, orphan: Record, record: OpenRecord) -> bool:
         """Find the audio that a dead process had kept already. False while the store is away, for a while."""
@@ -348,6 +365,7 @@ class RecordService:
     async def _conclude(self, record: OpenRecord, status: Status, failure: BaseException | None) -> None:
         """Settle a record of ours; raises what kept it from being opened, if that came first."""
         if record.opening is not None:
+            record.is_due.set()
             await record.opening
         await self._settle(record, status, failure)
 

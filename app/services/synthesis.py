@@ -15,6 +15,7 @@ from app.services.archive import SpeechArchive
 from app.services.calls import IdempotencyKey, OpenRecord, Price, as_told
 from app.services.history import RecordedCall
 from app.services.listening import Audience, Listener
+from app.services.logins import Visitor
 from app.services.records import RecordService
 from app.services.spool import Spool
 from app.storage import Storage
@@ -59,13 +60,16 @@ class SynthesisService:
         self._in_flight = in_flight
 
     async def synthesize(
-        self, user: User, parameters: SpeechParameters, text: str, name: IdempotencyKey | None = None
+        self, visitor: Visitor, parameters: SpeechParameters, text: str, name: IdempotencyKey | None = None
     ) -> SpokenAudio:
         """Speak a text and keep the audio. Goes on to its end even if the caller does not wait for it.
 
         Raises the AppError that tells the client what went wrong.
         """
-        parameters, credential = await self._admission.admit_text(user.id, parameters, text, MAX_TEXT_CHARS)
+        user = visitor.user
+        parameters, credential = await self._admission.admit_text(
+            user.id, parameters, text, MAX_TEXT_CHARS, visitor.api_key
+        )
         self._archive.require_room(parameters, text)
         work = self._perform(user, credential, parameters, text, Audience(), name)
         record = await asyncio.shield(self._in_flight.start(work))
@@ -75,14 +79,17 @@ class SynthesisService:
         return SpokenAudio(record.id, url, record.duration_ms, record.quantity, record.amount)
 
     async def stream(
-        self, user: User, parameters: SpeechParameters, text: str, name: IdempotencyKey | None = None
+        self, visitor: Visitor, parameters: SpeechParameters, text: str, name: IdempotencyKey | None = None
     ) -> Listener:
         """Speak a text to a listener; the same audio is kept. The record is settled also when the listener leaves.
 
         Who leaves stops the speech, unless the request has a name: then he means to come back for the whole. Raises
         what is known to be wrong before the provider is asked; later failures reach the listener.
         """
-        parameters, credential = await self._admission.admit_text(user.id, parameters, text, MAX_TEXT_CHARS)
+        user = visitor.user
+        parameters, credential = await self._admission.admit_text(
+            user.id, parameters, text, MAX_TEXT_CHARS, visitor.api_key
+        )
         self._archive.require_room(parameters, text)
         listener = Listener(is_awaited=name is not None)
         self._in_flight.start(self._perform(user, credential, parameters, text, listener, name))
