@@ -14,7 +14,7 @@ from app.catalog import count_characters
 
 MAX_SEGMENT_CHARACTERS = 2000
 LAST_SEGMENT_CHARACTERS = 800
-MANY_SEGMENTS = 5  # for each that is spoken at once
+MANY_SEGMENTS = 3  # for each that is spoken at once
 SHORTEST_SEGMENT_CHARACTERS = 100  # less is put with a neighbour where that can be
 
 # How well a text can be cut at an offset; the best within reach is taken.

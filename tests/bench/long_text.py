@@ -9,6 +9,7 @@ import asyncio
 import heapq
 import json
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -104,13 +105,13 @@ def _narrate(stage: Stage, segments: int) -> Narrated:
             run_backend(folder, stage.stand_in, {**settings, "LONG_TEXT_PARALLELISM": str(PARALLELISM)})
         )
         [tenant] = asyncio.run(move_in(database_url(folder, settings), 1))
-        before = len(json.loads(stage.stand_in.tasks()))
         text = SENTENCE * SENTENCES_PER_SEGMENT
         uvloop.run(_ask(server, tenant.token, text[:100]))  # whatever is loaded at the first text
         rest_bytes = server.memory_bytes
+        began_at = time.monotonic()
         with _watching_memory(server) as peak:
             answer = uvloop.run(_ask(server, tenant.token, text * segments))
-        tasks = json.loads(stage.stand_in.tasks())[before + 1 :]
+        tasks = [task for task in json.loads(stage.stand_in.tasks()) if task["started_at"] >= began_at]
     ended_at = answer.heard.ended_at or 0.0
     return Narrated(
         answer.data["segments"],
