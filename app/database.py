@@ -4,14 +4,14 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, TypeVarTuple, cast
 
 import structlog
-from sqlalchemy import Connection, Row, Select, event, inspect, make_url, text
+from sqlalchemy import Connection, Row, Select, UpdateBase, event, inspect, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -74,10 +74,10 @@ class Database:
         is_sqlite = self.engine.dialect.name == "sqlite"
         self._pulse_engine = self.engine if is_sqlite else create_engine(url, pool_size=1)
         # On PostgreSQL each statement sees what was committed before it, whether or not there is a BEGIN.
-        self._reading = self.engine if is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._singly = self.engine if is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self._writing = _writing(self.engine)
         self._sqlite = Sqlite(url) if is_sqlite else None
-        self._read = async_sessionmaker(self._reading, expire_on_commit=False)
+        self._read = async_sessionmaker(self._singly, expire_on_commit=False)
         self._write = async_sessionmaker(self._writing, expire_on_commit=False)
         self._pulse = async_sessionmaker(_writing(self._pulse_engine), expire_on_commit=False)
         # SQLite lets whoever looks next have the lock: under load some writers would never get it.
@@ -114,6 +114,13 @@ class Database:
         async with self._writing.begin() as connection:
             return await connection.run_sync(unit)
 
+    async def change(self, statement: UpdateBase, parameters: Mapping[str, object]) -> bool:
+        """One write unit of one statement, which tells what it found; says whether that was anything."""
+        if self._sqlite is not None:
+            return await self.write(lambda connection: connection.execute(statement, parameters).first() is not None)
+        async with self._singly.connect() as connection:  # where a statement is a transaction of its own
+            return (await connection.execute(statement, parameters)).first() is not None
+
     async def look_up(self, query: Select[*Columns], **parameters: object) -> Row[*Columns] | None:
         """The one row of a query by primary keys, if there is one: what every request asks for.
 
@@ -125,7 +132,7 @@ class Database:
                 return self._sqlite.look_up(query, parameters)
             except OperationalError as error:
                 log.info("database_looked_up_in_thread", error=type(error.orig).__name__)
-        async with self._reading.connect() as connection:
+        async with self._singly.connect() as connection:
             return (await connection.execute(query, parameters)).one_or_none()
 
     async def close(self) -> None:

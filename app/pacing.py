@@ -4,8 +4,9 @@ In no window of the rate's length, and a margin for what travels, lie more slots
 """
 
 import time
+import uuid
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from limits import RateLimitItem
 from limits.errors import StorageError
@@ -32,6 +33,12 @@ return slot - now
 class Pace(Protocol):
     """Where slots are reserved: `name` is a new one for each. One may be out for a key at a time in each process."""
 
+    is_local: ClassVar[bool]
+    """Whether nothing is waited for, so that nothing can be cancelled on the way."""
+
+    def new_name(self) -> str:
+        """A name for a slot."""
+
     async def reserve(self, item: RateLimitItem, key: str, name: str) -> float:
         """Reserve the next slot; gives the seconds until then. Raises limits' StorageError."""
 
@@ -42,9 +49,15 @@ class Pace(Protocol):
 class LocalPace:
     """The pace of this process."""
 
+    is_local: ClassVar[bool] = True
+
     def __init__(self) -> None:
         self._slots: OrderedDict[str, deque[float]] = OrderedDict()  # the key that was used last stands last
         self._over_at: dict[str, float] = {}
+
+    def new_name(self) -> str:
+        """The last slot of a key needs none."""
+        return ""
 
     async def reserve(self, item: RateLimitItem, key: str, name: str) -> float:
         """Reserve the next slot; gives the seconds until then."""
@@ -71,6 +84,8 @@ class LocalPace:
 class SharedPace:
     """The pace of all processes that use the same Redis, each served in the order in which it asks."""
 
+    is_local: ClassVar[bool] = False
+
     def __init__(self, connections: "BlockingConnectionPool") -> None:
         from redis.asyncio import Redis  # here, so that who has no Redis does not pay for loading it
         from redis.exceptions import RedisError
@@ -78,6 +93,10 @@ class SharedPace:
         self._redis = Redis(connection_pool=connections)
         self._reserve = self._redis.register_script(_RESERVE)
         self._failure = RedisError
+
+    def new_name(self) -> str:
+        """One that no other process gives."""
+        return uuid.uuid4().hex
 
     async def reserve(self, item: RateLimitItem, key: str, name: str) -> float:
         """Reserve the next slot; gives the seconds until then. Raises limits' StorageError."""

@@ -3,7 +3,6 @@
 import asyncio
 import math
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -83,9 +82,10 @@ class RateLimiter:
 
     async def _keep_pace(self, item: RateLimitItem, key: str) -> None:
         for tries_left in reversed(range(SLOTS_TRIED)):
-            name, asked_at = uuid.uuid4().hex, time.monotonic()
+            name, asked_at = self._pace.new_name(), time.monotonic()
+            reserving = self._pace.reserve(item, key, name)
             try:
-                seconds = await run_to_end(self._pace.reserve(item, key, name))
+                seconds = await (reserving if self._pace.is_local else run_to_end(reserving))
                 await asyncio.sleep(seconds)
             except asyncio.CancelledError:
                 await run_to_end(self._pace.give_back(key, name))

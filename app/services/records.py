@@ -173,7 +173,7 @@ class RecordService:
     async def note(self, record: OpenRecord, quantity: int, asked: str | None = None) -> bool:
         """Note what the work will count, like `foresee`, of work that goes on whatever it is. False if it has ended."""
         noted = noting_of(record, quantity, asked, until=datetime.now(UTC) + LEASE)
-        is_running = await self._database.write(lambda records: records.execute(NOTING, noted).first() is not None)
+        is_running = await self._database.change(NOTING, noted)
         record.is_sent = record.is_sent or is_running
         return is_running
 
