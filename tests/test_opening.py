@@ -2,12 +2,12 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, delete, update
+from sqlalchemy import Connection, UpdateBase, delete, update
 
 from app.database import Database
 from app.errors import NotReady, Throttled, Unauthorized
@@ -40,13 +40,19 @@ async def user_id(database: Database) -> uuid.UUID:
 def units(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The write units that were done so far."""
     done: list[Any] = []
-    write = database.write
+    write, change = database.write, database.change
 
     async def counted(unit: Callable[[Connection], Any]) -> Any:
         done.append(unit)
         return await write(unit)
 
+    async def counted_alone(statement: UpdateBase, parameters: Mapping[str, object]) -> bool:
+        done.append(statement)
+        return await change(statement, parameters)
+
     monkeypatch.setattr(database, "write", counted)
+    if database.engine.dialect.name == "postgresql":  # on SQLite it is a unit like any other
+        monkeypatch.setattr(database, "change", counted_alone)
     return done
 
 
