@@ -6,6 +6,9 @@ from contextlib import suppress
 
 M_MMAP_THRESHOLD = -3  # malloc.h
 LARGE_BLOCK_BYTES = 1024 * 1024
+# New objects that are looked through at once, how many times these once more, and how often those until all are: every
+# million objects or so.
+LOOKED_THROUGH = (1_000, 5, 200)
 
 
 def return_large_blocks() -> None:
@@ -18,8 +21,10 @@ def return_large_blocks() -> None:
 
 
 def keep_what_is_loaded() -> None:
-    """Leave everything that is there now out of every collection of garbage to come.
+    """Leave everything that is there now out of every collection of garbage to come, and make those short.
 
-    Measured: looking through the program and its libraries would stop all requests for 0.1 s each time.
+    Measured: looking through the program and its libraries would stop all requests for 0.1 s each time, looking through
+    20,000 new objects while 200 streams are open for 28 ms.
     """
     gc.freeze()
+    gc.set_threshold(*LOOKED_THROUGH)
