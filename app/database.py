@@ -97,7 +97,7 @@ class Database:
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncSession]:
-        """One read unit, which leaves nothing behind."""
+        """One read unit, which leaves nothing behind; each statement with all of its rows."""
         async with self._read() as session:
             yield session
 
@@ -113,6 +113,11 @@ class Database:
                 return await self._sqlite.write(unit)
         async with self._writing.begin() as connection:
             return await connection.run_sync(unit)
+
+    @property
+    def tells_every_outcome(self) -> bool:
+        """Whether it is always known if something was written: no answer of an embedded database is ever lost."""
+        return self._sqlite is not None
 
     async def change(self, statement: UpdateBase, parameters: Mapping[str, object]) -> bool:
         """One write unit of one statement, which tells what it found; says whether that was anything."""

@@ -210,19 +210,16 @@ class _Opus(Playtime):
             if body[:8] != b"OpusHead" or len(body) < 19:
                 raise _Odd
             self._skipped = int.from_bytes(body[10:12], "little")
-        elif position > 0 and not self._position:
-            _require_beginning(position, _play(table, body), is_last=bool(kind & _LAST_PAGE))
         if position > 0:
-            if position < self._position:
-                raise _Odd
+            _require_whole(position - self._position, _play(table, body), is_last=bool(kind & _LAST_PAGE))
             self._position = position
         self._is_over = bool(kind & _LAST_PAGE)
         self._pages += 1
 
 
-def _require_beginning(position: int, samples: int, *, is_last: bool) -> None:
-    """See that the first sound is at the very beginning: else the last position says nothing of how long it plays."""
-    if position != samples and not (is_last and position < samples):
+def _require_whole(step: int, samples: int, *, is_last: bool) -> None:
+    """See that a page is as far from the one before it as it plays; the last one may be cut short."""
+    if step != samples and not (is_last and 0 <= step < samples):
         raise _Odd
 
 

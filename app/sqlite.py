@@ -181,8 +181,12 @@ class Sqlite:
             driver.execute("BEGIN IMMEDIATE").close()
         except sqlite3.Error as error:
             raise OperationalError("BEGIN IMMEDIATE", None, error) from error
-        with connection.begin():
-            return unit(connection)
+        try:
+            with connection.begin():
+                return unit(connection)
+        finally:
+            if driver.in_transaction:  # what could neither be ended nor undone would lock the file for ever
+                connection.invalidate()
 
     def look_up(self, query: Select[*Columns], parameters: Mapping[str, object]) -> Row[*Columns] | None:
         """The one row of a query, if there is one, read here and now. Raises OperationalError of a locked file."""

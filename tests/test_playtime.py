@@ -130,6 +130,15 @@ def test_what_does_not_begin_at_its_beginning_must_be_decoded() -> None:
     assert count(opus[: pages[2]] + opus[pages[10] :], "opus") is None
 
 
+def test_a_gap_must_be_decoded() -> None:
+    opus = encode("libopus", 24000, 3.3, 32, (("page_duration", "20000"),))
+    pages = [at for at in range(len(opus)) if opus.startswith(b"OggS", at)]
+    assert count(opus[: pages[20]] + opus[pages[25] :], "opus") is None
+    at = pages[20] + 6  # where the page says how far it comes
+    far = (1 << 40).to_bytes(8, "little")
+    assert count(opus[:at] + far + opus[at + 8 :], "opus") is None
+
+
 def test_two_streams_in_one_must_be_decoded() -> None:
     opus = encode("libopus", 24000, 1.2345)
     assert count(opus + opus, "opus") is None

@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from app import database as database_module
 from app.database import Database, migrate
-from app.models import User
+from app.models import Login, User
 from tests.databases import postgres_url
 
 NAMED = select(User.id, User.username).where(User.id == bindparam("user_id"))
@@ -170,6 +170,23 @@ async def test_a_unit_that_nobody_waits_for_any_more_is_written_all_the_same(sql
         await writing
     await sqlite.write(lambda _: None)  # the next one comes after it
     assert await sqlite.look_up(NAMED, user_id=user["id"]) is not None
+
+
+async def test_what_cannot_be_committed_locks_nobody_out(sqlite: Database) -> None:
+    now = datetime.now(UTC)
+    orphan = {"id": uuid.uuid4(), "user_id": uuid.uuid4(), "created_at": now, "refreshed_at": now, "expires_at": now}
+
+    def fail(connection: Connection) -> None:
+        connection.exec_driver_sql("PRAGMA defer_foreign_keys=ON")
+        connection.execute(insert(Login), {**orphan, "generation": 0})
+
+    with pytest.raises(IntegrityError):
+        await sqlite.write(fail)
+    user = somebody()
+    await sqlite.write(lambda connection: connection.execute(insert(User), user))
+    async with sqlite.transaction() as session:
+        assert await session.scalar(select(func.count()).select_from(User)) == 1
+        assert await session.scalar(select(func.count()).select_from(Login)) == 0
 
 
 async def test_a_look_at_a_locked_file_waits_in_a_thread(tmp_path: Path) -> None:

@@ -66,12 +66,31 @@ class OpenRecord:
     """Says that it has to be written down now, with the `expected_quantity` if work is about to be handed over."""
     expected_quantity: int = 0
 
+    async def open_with(self, quantity: int) -> bool:
+        """Have it written down now, if it is not yet; says whether it tells of that quantity.
+
+        Raises what kept it from being written down.
+        """
+        if self.opening is None:
+            return False
+        was_open = self.opening.done()
+        if not was_open:
+            self.expected_quantity = quantity
+            self.is_due.set()
+        await asyncio.shield(self.opening)
+        return self.is_sent and not was_open
+
     def when_open(self, tell: Callable[[int], object]) -> None:
         """Have the id told as soon as there is one."""
         if self.opening is None:
             tell(self.id)
         else:
             self.opening.add_done_callback(lambda _: self.id and tell(self.id))
+
+    def unless_open(self, stop: Callable[[], object]) -> None:
+        """Have the work stopped should it turn out that it cannot be written down."""
+        if self.opening is not None:
+            self.opening.add_done_callback(lambda _: self.id or stop())
 
     @property
     def amount(self) -> Decimal:

@@ -29,8 +29,8 @@ log = structlog.get_logger(__name__)
 MEGABYTE = 1024 * 1024
 MAX_AUDIO_BYTES = 10 * MEGABYTE  # of one synchronous recognition (PROTOCOL §4.1)
 MAX_FILE_BYTES = 2048 * MEGABYTE  # of one transcription (PROTOCOL §5.1)
-# When audio that lies in the store for the provider alone is removed at the latest, whatever becomes of this process.
 A_DAY = timedelta(days=1)
+# When audio that lies in the store for the provider alone is removed at the latest, whatever becomes of this process.
 LENT_FOR = A_DAY
 # Each probe decodes: more at once would only take memory, and the cores from everybody else.
 PROBES_AT_ONCE = 2

@@ -19,7 +19,7 @@ STRIDE = 2000
 SETTLED_AFTER = timedelta(minutes=30)
 # Walked again then, whatever clocks did meanwhile.
 FORGOTTEN_AFTER_SECONDS = 3600.0
-REMEMBERED_AT_ONCE = 1000
+REMEMBERED_PLACES = 50_000  # some ten megabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class Surveyor:
 
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[uuid.UUID, HistoryFilter], tuple[list[Place], float]] = OrderedDict()
+        self._places = 0
 
     async def survey(self, session: AsyncSession, user_id: uuid.UUID, wanted: HistoryFilter) -> Way:
         """Where the wanted records of a user are: one statement, and some more for many that are not known yet."""
@@ -77,10 +78,12 @@ class Surveyor:
     def _remember(
         self, user_id: uuid.UUID, wanted: HistoryFilter, milestones: list[Place], forgotten_at: float
     ) -> None:
+        former, _ = self._known.pop((user_id, wanted), ([], 0.0))
         self._known[user_id, wanted] = milestones, forgotten_at
-        self._known.move_to_end((user_id, wanted))
-        if len(self._known) > REMEMBERED_AT_ONCE:
-            self._known.popitem(last=False)
+        self._places += len(milestones) - len(former)
+        while self._places > REMEMBERED_PLACES and len(self._known) > 1:
+            _, (forgotten, _) = self._known.popitem(last=False)
+            self._places -= len(forgotten)
 
 
 async def _count(

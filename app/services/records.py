@@ -115,7 +115,7 @@ class RecordService:
             raise
         finally:
             if not record.handed_over:
-                await run_to_end(self._conclude(record, status, failure))
+                await run_to_end(self._settle(record, status, failure))
 
     async def open_job(
         self,
@@ -159,12 +159,8 @@ class RecordService:
         when the record has been given its end meanwhile, because this process slept: nothing may be bought for it.
         Raises as well whatever kept the record from being opened.
         """
-        if record.opening is not None and not record.opening.done():
-            record.expected_quantity = quantity
-            record.is_due.set()
-            await asyncio.shield(record.opening)
-            if record.is_sent:
-                return
+        if await record.open_with(quantity):
+            return
         if not await self.note(record, quantity, asked):
             log.warning("record_ended_by_others", record_id=record.id)
             raise NotReady("服务刚才停顿过久，本次请求未提交，请重试")
@@ -310,20 +306,26 @@ class RecordService:
         timer = asyncio.get_running_loop().call_later(OPENED_AFTER_SECONDS, opened.is_due.set)
         await opened.is_due.wait()
         timer.cancel()
-        is_sent = opened.expected_quantity > 0
+        # Where an answer can be lost, what is at stake must be noted in a record that is known.
+        is_sent = opened.expected_quantity > 0 and self._database.tells_every_outcome
         if is_sent:
-            record |= {"expected_quantity": opened.expected_quantity, "planned_key": opened.planned_key}
-            record["sent_at"] = datetime.now(UTC)
+            told = {"expected_quantity": opened.expected_quantity, "planned_key": opened.planned_key}
+            record |= {**told, "sent_at": datetime.now(UTC)}
         opened.id, opened.is_sent = await self._add_live(record), is_sent
 
     async def _add_live(self, record: dict[str, Any]) -> int:
-        record_id = await self._add({**record, "lease_expires_at": datetime.now(UTC) + LEASE})
+        record_id = await self._add(record, is_ours=True)
         self._live.add(record_id)
         return record_id
 
     @once_more
-    async def _add(self, record: dict[str, Any], rows: Callable[[int], Sequence[Table]] | None = None) -> int:
-        """Write a new record down, if its user's budget allows it and its name is free. Gives its id."""
+    async def _add(
+        self, record: dict[str, Any], rows: Callable[[int], Sequence[Table]] | None = None, *, is_ours: bool = False
+    ) -> int:
+        """Write a new record down, if its user's budget allows it and its name is free. Gives its id.
+
+        The lease of one that is ours begins when it is written: who waited long for the database is not dead.
+        """
         user_id, name = record["user_id"], record["idempotency_key"]
 
         def write(connection: Connection) -> int:
@@ -333,7 +335,8 @@ class RecordService:
             if name is not None:
                 until = record["created_at"] - NAMES_REMEMBERED
                 connection.execute(FORGETTING, {"of_user": user_id, "named": name, "until": until})
-            record_id: int = connection.execute(OPENING, record).scalar_one()
+            leased = {"lease_expires_at": datetime.now(UTC) + LEASE} if is_ours else {}
+            record_id: int = connection.execute(OPENING, {**record, **leased}).scalar_one()
             for kind, group in groupby(rows(record_id) if rows else (), type):
                 connection.execute(insert(kind), [row.stated for row in group])
             return record_id
@@ -362,15 +365,14 @@ class RecordService:
             record.output_key = orphan.planned_key
         return True
 
-    async def _conclude(self, record: OpenRecord, status: Status, failure: BaseException | None) -> None:
-        """Settle a record of ours; raises what kept it from being opened, if that came first."""
+    async def _settle(self, record: OpenRecord, status: Status, failure: BaseException | None) -> None:
+        """Write the end of a record of ours; a database that is busy or away for a moment is waited for.
+
+        Raises what kept the record from being opened, if that came first.
+        """
         if record.opening is not None:
             record.is_due.set()
             await record.opening
-        await self._settle(record, status, failure)
-
-    async def _settle(self, record: OpenRecord, status: Status, failure: BaseException | None) -> None:
-        """Write the end of a record of ours; a database that is busy or away for a moment is waited for."""
         try:
             await outlast(lambda: self.end(record, status, failure), record_id=record.id)
         except Exception:

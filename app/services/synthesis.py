@@ -68,7 +68,7 @@ class SynthesisService:
         """
         user = visitor.user
         parameters, credential = await self._admission.admit_text(
-            user.id, parameters, text, MAX_TEXT_CHARS, visitor.api_key
+            user.id, parameters, text, MAX_TEXT_CHARS, None if name else visitor.api_key
         )
         self._archive.require_room(parameters, text)
         work = self._perform(user, credential, parameters, text, Audience(), name)
@@ -88,7 +88,7 @@ class SynthesisService:
         """
         user = visitor.user
         parameters, credential = await self._admission.admit_text(
-            user.id, parameters, text, MAX_TEXT_CHARS, visitor.api_key
+            user.id, parameters, text, MAX_TEXT_CHARS, None if name else visitor.api_key
         )
         self._archive.require_room(parameters, text)
         listener = Listener(is_awaited=name is not None)
@@ -180,6 +180,7 @@ class SynthesisService:
         """Bring the audio into the spool and to the audience. Gives what cut it off; the count is in the record."""
         usage, interruption = Usage(), Interruption()
         audience.on_leave(interruption.request)
+        record.unless_open(interruption.request)
         foresee = partial(self._records.foresee, record, count_characters(text, ssml=parameters.enable_ssml))
         try:
             with self._in_flight.stoppable(interruption.request):

@@ -10,7 +10,7 @@ PRIVATE_FOLDERS = ("audio/voice/", WORK_FOLDER)
 
 # Nothing here needs quoting in a URL, and no segment can be empty or a dot name of the file system.
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
-_OF_A_DAY = re.compile(r"audio/[a-z]+/(\d{8})/")
+_OF_A_DAY = re.compile(r"audio/[a-z]+/(20\d{6})/")
 
 
 def is_key(text: str) -> bool:

@@ -171,8 +171,9 @@ class ShelteredStorage:
             await anyio.sleep(random.uniform(longest / 2, longest))  # noqa: S311 - spreads load, hides nothing
 
     async def get_ready(self) -> None:
-        """Connect to the store."""
-        await self._store.get_ready()
+        """Connect to the store, unless it is known to be away."""
+        if self._away_since is None:
+            await self._store.get_ready()
 
     async def close(self) -> None:
         """Let go of the store. What is held stays for the next start."""
