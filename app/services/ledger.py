@@ -11,9 +11,10 @@ from sqlalchemy import bindparam, case, func, insert, null, update
 
 from app.columns import Money, UtcDateTime
 from app.errors import AppError
-from app.models import PROVIDER_ID_CHARS, Record
+from app.models import PROVIDER_ID_CHARS, Bill, Record
 from app.services.calls import OpenRecord, Status
 
+BILLING = insert(Bill)
 OPENING = insert(Record).returning(Record.id)
 FORGETTING = (
     update(Record)

@@ -35,7 +35,7 @@ from app.services.accounts import require_active
 from app.services.budgets import require_budget
 from app.services.calls import IdempotencyKey, OpenRecord, Price, RecordType, Status, as_told, new_record, standing
 from app.services.endings import count_ending, explain_orphan, freed_name, tell_if_uncounted
-from app.services.ledger import CORRECTION, ENDING, FORGETTING, NOTING, OPENING, bill_of, ending_of, noting_of
+from app.services.ledger import BILLING, CORRECTION, ENDING, FORGETTING, NOTING, OPENING, bill_of, ending_of, noting_of
 from app.timing import note
 
 log = structlog.get_logger(__name__)
@@ -252,9 +252,7 @@ class RecordService:
         """
         now = datetime.now(UTC)
         known = as_told(failure) if failure else None
-        ending = ENDING if not corrects else CORRECTION
-        if provided is not None:
-            ending = ending.where(provided)
+        ending = (CORRECTION if corrects else ENDING).where(*([] if provided is None else [provided]))
         if freed := freed_name(record, status, failure):
             ending = ending.values(freed)
         ended = ending_of(record, status, known, now)
@@ -265,8 +263,7 @@ class RecordService:
             settled = connection.execute(ending, ended).one_or_none()
             if settled and record.quantity:
                 # Dated within the transaction: by the time that its month is added up, it is there or never will be.
-                bill = bill_of(record, settled.user_id, settled.model_name, datetime.now(UTC))
-                connection.execute(insert(Bill), bill)
+                connection.execute(BILLING, bill_of(record, settled.user_id, settled.model_name, datetime.now(UTC)))
             if settled or first is not None:
                 for statement in along:
                     connection.execute(statement)
@@ -302,12 +299,16 @@ class RecordService:
         return await self._add_live(new_record(user_id, kind, model, input_data, price, quantity, name))
 
     async def _open_in_time(self, opened: OpenRecord, record: dict[str, Any]) -> None:
-        """Open a record when its work is about to be handed over, or else soon: then that is noted later."""
-        timer = asyncio.get_running_loop().call_later(OPENED_AFTER_SECONDS, opened.is_due.set)
-        await opened.is_due.wait()
-        timer.cancel()
-        # Where an answer can be lost, what is at stake must be noted in a record that is known.
-        is_sent = opened.expected_quantity > 0 and self._database.tells_every_outcome
+        """Open a record when its work is about to be handed over, or soon; at once where an answer can be lost.
+
+        Then what is at stake must be noted in a record that is known to be there.
+        """
+        is_sent = False
+        if self._database.tells_every_outcome:
+            timer = asyncio.get_running_loop().call_later(OPENED_AFTER_SECONDS, opened.is_due.set)
+            await opened.is_due.wait()
+            timer.cancel()
+            is_sent = opened.expected_quantity > 0
         if is_sent:
             told = {"expected_quantity": opened.expected_quantity, "planned_key": opened.planned_key}
             record |= {**told, "sent_at": datetime.now(UTC)}

@@ -31,8 +31,10 @@ from tests.bench.table import Findings, Panel, Row
 from tests.bench.tenants import move_in
 
 IMPORT_SECONDS, READY_SECONDS, IDLE_MB = 1.0, 2.0, 150
+# rich comes with the tests only, and structlog loads it where it is.
 IMPORT = (
-    "import time; wall, cpu = time.perf_counter(), time.process_time(); import app.main;"
+    "import sys, time; sys.modules['rich'] = None;"
+    "wall, cpu = time.perf_counter(), time.process_time(); import app.main;"
     "print(time.perf_counter() - wall, time.process_time() - cpu)"
 )
 REST_SECONDS = 2.0
@@ -45,10 +47,10 @@ def measure(stage: Stage) -> Findings:
     walls, cpus = [wall for wall, _ in imports], [cpu for _, cpu in imports]
     rows = [
         Row(
-            f"import app.main ≤ {IMPORT_SECONDS:g} s, best of {rounds}",
-            f"best {min(walls):.2f}, median {statistics.median(walls):.2f} s"
-            f" (processor {min(cpus):.2f}, {statistics.median(cpus):.2f} s)",
-            min(walls) <= IMPORT_SECONDS,
+            f"import app.main ≤ {IMPORT_SECONDS:g} s, median of {rounds}",
+            f"{statistics.median(walls):.2f}, best {min(walls):.2f} s"
+            f" (processor {statistics.median(cpus):.2f}, {min(cpus):.2f} s)",
+            statistics.median(walls) <= IMPORT_SECONDS,
         )
     ]
     starts: dict[str, list[float]] = {"a new database": [], "an existing database": []}
@@ -61,9 +63,9 @@ def measure(stage: Stage) -> Findings:
                     times.append(time.monotonic() - began_at)
     rows += [
         Row(
-            f"server ready ≤ {READY_SECONDS:g} s, {what}, best of {len(times)}",
-            f"best {min(times):.2f}, median {statistics.median(times):.2f} s",
-            min(times) <= READY_SECONDS,
+            f"server ready ≤ {READY_SECONDS:g} s, {what}, median of {len(times)}",
+            f"{statistics.median(times):.2f}, best {min(times):.2f} s",
+            statistics.median(times) <= READY_SECONDS,
         )
         for what, times in starts.items()
     ]
