@@ -96,8 +96,7 @@ class LocalStorage:
         """Open a file as a stream of chunks."""
         try:
             with storage_call("open"):
-                path = await to_thread.run_sync(self.path, key)
-                file = await anyio.open_file(path, "rb")
+                file = await open_file(await to_thread.run_sync(self.path, key))
         except FileNotFoundError:
             raise ObjectNotFound from None
         except OSError as error:
@@ -164,6 +163,18 @@ class LocalStorage:
     def _remove(self, key: str) -> None:
         with suppress(FileNotFoundError, NotADirectoryError):
             self._place(key).unlink()
+
+
+async def open_file(path: Path) -> anyio.AsyncFile[bytes]:
+    """Open a file; who is cancelled meanwhile leaves none open."""
+    opened: list[BinaryIO] = []
+    try:
+        await run_to_end(to_thread.run_sync(lambda: opened.append(path.open("rb"))))
+    except BaseException:
+        for file in opened:
+            file.close()
+        raise
+    return anyio.wrap_file(opened[0])
 
 
 async def read_chunks(key: str, file: anyio.AsyncFile[bytes]) -> AsyncGenerator[bytes, None]:

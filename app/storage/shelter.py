@@ -24,7 +24,7 @@ from app.probes import storage_call
 from app.storage.held import HeldFile, HeldFolder
 from app.storage.keys import check_key, is_key
 from app.storage.links import MediaLinks
-from app.storage.local import read_chunks
+from app.storage.local import open_file, read_chunks
 from app.storage.room import storage_full
 from app.storage.store import Store
 
@@ -124,7 +124,7 @@ class ShelteredStorage:
         """Open an object where it is: here, or in the store."""
         file: anyio.AsyncFile[bytes] | None = None
         with suppress(ObjectNotFound, FileNotFoundError):
-            file = await anyio.open_file(await to_thread.run_sync(self.path, key), "rb")
+            file = await open_file(await to_thread.run_sync(self.path, key))
         if file is None:
             async with self._store.open(key) as chunks:
                 yield chunks

@@ -1,6 +1,8 @@
 """Files of this machine: no half-written object, no way out of the folder."""
 
+import asyncio
 import io
+import os
 import stat
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from app.errors import ObjectNotFound, StorageError
 from app.storage import LocalStorage
+from app.storage.local import open_file
 
 KEY = "audio/tts/a.mp3"
 
@@ -135,3 +138,18 @@ async def test_a_folder_is_not_an_object(local: LocalStorage) -> None:
     with pytest.raises(StorageError):
         await local.delete("audio/tts")
     await local.delete(KEY + "/below")
+
+
+async def test_who_is_cancelled_while_a_file_is_opened_leaves_none_open(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")  # which is open for reading once it is open for writing
+    opening = asyncio.create_task(open_file(pipe))
+    await asyncio.sleep(0.05)
+    opening.cancel()
+    await asyncio.sleep(0.05)
+    assert not opening.done()
+    writer = await anyio.to_thread.run_sync(os.open, pipe, os.O_WRONLY)
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    with pytest.raises(BrokenPipeError):
+        os.write(writer, b"nobody reads")
+    os.close(writer)

@@ -87,7 +87,7 @@ async def test_to_get_ready_in_vain_is_no_failure(build_oss: BuildOss) -> None:
 
 
 async def test_ten_calls_at_a_time_and_a_free_event_loop(oss: OssStorage, oss_server: OssServer) -> None:
-    oss_server.delay_seconds = 0.2
+    oss_server.delay_seconds = 0.5
     latest = 0.0
 
     async def tick() -> None:
