@@ -403,3 +403,13 @@ async def test_what_was_added_up_before_is_counted_once(database: Database, monk
             kept.update(await session.scalars(select(Subtotal.billed_before)))
     assert len(kept) > 5
     assert (now - NOW) > timedelta(days=12)  # into the next month
+
+
+def test_no_more_milestones_are_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(milestones, "REMEMBERED_PLACES", 10)
+    surveyor = milestones.Surveyor()
+    users = [uuid.uuid4() for _ in range(9)]
+    for user_id in [*users, users[-1]]:
+        surveyor._remember(user_id, HistoryFilter(), [(NOW, number) for number in range(4)], 0.0)
+    assert [user_id for user_id, _ in surveyor._known] == users[-2:]
+    assert surveyor._places == 8

@@ -2,6 +2,7 @@
 
 import io
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,7 +12,7 @@ from pydantic import SecretStr
 
 from app.errors import ObjectNotFound
 from app.settings import Secrets, Settings
-from app.storage import LocalStorage, Store, create_storage
+from app.storage import LocalStorage, Store, create_storage, day_of
 from app.storage.oss import OssStorage
 from app.storage.shelter import ShelteredStorage
 
@@ -142,3 +143,9 @@ async def test_settings_choose_the_backend(tmp_path: Path, monkeypatch: pytest.M
     assert isinstance(oss, ShelteredStorage)
     assert oss.url(KEY) == f"https://voices.oss-cn-hangzhou.aliyuncs.com/{KEY}"
     await oss.close()
+
+
+def test_a_key_tells_its_day_if_that_is_one() -> None:
+    assert day_of("audio/tts/20251230/a.mp3") == datetime(2025, 12, 30, tzinfo=UTC)
+    for key in ("audio/tts/a.mp3", "audio/tts/20251340/a.mp3", "audio/tts/00010101/a.mp3", "audio/tts/99991231/a.mp3"):
+        assert day_of(key) is None

@@ -466,3 +466,13 @@ async def test_the_sandboxs_outage_is_borne(
             await until(lambda: storage.is_fetchable(KEY))
         answer = await client.get(storage.url(KEY))
     assert (answer.content, answer.headers["content-type"]) == (b"speech", "audio/mpeg")
+
+
+async def test_a_store_that_is_away_is_not_connected_in_advance(storage: Storage, store: FakeStore) -> None:
+    await storage.get_ready()
+    assert store.tries == ["ready"]
+    store.away = True
+    await keep(storage)
+    store.tries.clear()
+    await storage.get_ready()
+    assert store.tries == []
